@@ -1,0 +1,355 @@
+"""A folder of images and labels in nnU-Net v2 layout, as a list of cases; the older Decathlon form is read too.
+
+dataset.json                      channel_names, labels, file_ending
+imagesTr/<case>_0000.nii.gz       one file for each channel
+labelsTr/<case>.nii.gz            whole numbers on the image's grid; a case may lack its label
+imagesTs, labelsTs                the same for the test part
+
+The Decathlon form lists its cases (`training`), writes labels as {"1": "liver"} and calls the channels `modality`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volsam.data.io import read_volume
+from volsam.errors import BadFile, BadInput, VolsamError
+from volsam.geometry import Grid
+from volsam.volume import Volume
+
+Part: TypeAlias = Literal["training", "test"]
+Table: TypeAlias = dict[str, Any]
+
+FOLDERS: dict[Part, tuple[str, str]] = {"training": ("imagesTr", "labelsTr"), "test": ("imagesTs", "labelsTs")}
+# Two grids are the same place when no corner voxel lies farther apart than this part of a voxel; headers are float32.
+SAME_PLACE = 0.02
+
+
+@dataclass(frozen=True)
+class Case:
+    """One subject: the file of each channel, and the label where there is one.
+
+    A file that is named for every channel holds them all, as frames.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The cases of a folder, in order of their names, and what the label values and channels are called."""
+
+    folder: Path
+    name: str
+    labels: dict[str, int]
+    channels: tuple[str, ...]
+    cases: tuple[Case, ...]
+    part: Part = "training"
+
+    @property
+    def objects(self) -> dict[str, int]:
+        """The labels without the background and without nnU-Net's "ignore"."""
+        return {name: value for name, value in self.labels.items() if value != 0 and name != "ignore"}
+
+    def case(self, name: str) -> Case:
+        """The case of that name."""
+        for case in self.cases:
+            if case.name == name:
+                return case
+        raise BadInput(f"{self.name} has no case {name!r}; its {len(self.cases)} cases begin with {self.cases[0].name}")
+
+
+def read_dataset(folder: str | Path, part: Part = "training") -> Dataset:
+    """The training or the test cases of a dataset folder; reads dataset.json and file names, no image."""
+    folder = Path(folder)
+    table = _read_table(folder)
+    channels = _channels(table, folder)
+    labels = _labels(table, folder)
+    ending = str(table.get("file_ending", ".nii.gz"))
+    entries = _entries(table, part)
+    if entries:
+        cases = [_case_listed(folder, entry, len(channels), ending) for entry in entries]
+    else:
+        cases = list(_cases_found(folder, part, len(channels), ending))
+    if not cases:
+        raise BadFile(
+            f"{folder / FOLDERS[part][0]} holds no case: the first channel of each is called <case>_0000{ending}"
+        )
+    name = str(table.get("name") or folder.resolve().name)
+    return Dataset(folder, name, labels, channels, tuple(sorted(cases, key=lambda case: case.name)), part)
+
+
+def read_image(case: Case) -> Volume:
+    """The image of a case, its channels stacked (c, i, j, k)."""
+    volumes = [read_volume(path, frame=frame) for path, frame in _sources(case)]
+    for path, volume in zip(case.images, volumes, strict=True):
+        if problem := _misplaced(volume.grid, volumes[0].grid):
+            raise BadInput(f"{path}: {problem} of the first channel; the channels of a case lie on one grid")
+    if len(volumes) == 1:
+        return volumes[0]
+    return volumes[0].with_data(np.concatenate([volume.data for volume in volumes]), case.name)
+
+
+def read_label(case: Case, grid: Grid | None = None) -> NDArray[np.integer[Any]]:
+    """The label values (i, j, k) of a case; with `grid`, a label that lies elsewhere is refused."""
+    if case.label is None:
+        raise BadInput(f"case {case.name} has no label")
+    volume = read_volume(case.label)
+    if grid is not None and (problem := _misplaced(volume.grid, grid)):
+        raise BadInput(f"{case.label}: {problem} of the image; a label lies on the grid of its image")
+    return _whole_numbers(volume, case.label)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# dataset.json
+
+
+def _read_table(folder: Path) -> Table:
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise BadFile(f"{folder} is not a dataset: there is no dataset.json beside imagesTr and labelsTr")
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BadFile(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(table, dict):
+        raise BadFile(f"{path} holds a {type(table).__name__}, not a table with channel_names and labels")
+    return table
+
+
+def _channels(table: Table, folder: Path) -> tuple[str, ...]:
+    """Names of the channels in order; `channel_names` since nnU-Net v2, `modality` before."""
+    for key in ("channel_names", "modality"):
+        named = table.get(key)
+        if isinstance(named, dict) and named and all(number.isdigit() for number in named):
+            return tuple(str(named[number]) for number in sorted(named, key=int))
+    got = table.get("channel_names")
+    raise BadInput(f'{folder / "dataset.json"}: "channel_names" is a table such as {{"0": "CT"}}, got {got!r}')
+
+
+def _labels(table: Table, folder: Path) -> dict[str, int]:
+    """Label names and their values, from {"liver": 1} (nnU-Net v2) or {"1": "liver"} (before)."""
+    where = f'{folder / "dataset.json"}: "labels"'
+    labels = table.get("labels")
+    if not isinstance(labels, dict) or not labels:
+        raise BadInput(f'{where} is a table such as {{"background": 0, "liver": 1}}, got {labels!r}')
+    if all(key.isdigit() and isinstance(value, str) for key, value in labels.items()):
+        labels = {name: int(value) for value, name in labels.items()}
+    for name, value in labels.items():
+        if isinstance(value, list):
+            raise BadInput(f"{where}: {name!r} joins the values {value}; give each label one value of its own")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise BadInput(f"{where}: the value of {name!r} is a whole number from 0, got {value!r}")
+    twice = [value for value, count in Counter(labels.values()).items() if count > 1]
+    if twice:
+        names = [name for name, value in labels.items() if value == twice[0]]
+        raise BadInput(f"{where}: {' and '.join(map(repr, names))} have the same value {twice[0]}")
+    return labels
+
+
+def _entries(table: Table, part: Part) -> list[Table]:
+    """The cases that dataset.json lists, as {"name"?, "image", "label"?}; none where the folders say it."""
+    if part == "training" and isinstance(table.get("dataset"), dict):
+        return [
+            {"name": name, "image": entry.get("images"), "label": entry.get("label")}
+            for name, entry in table["dataset"].items()
+        ]
+    listed = table.get(part)
+    if not isinstance(listed, list):
+        return []
+    return [entry if isinstance(entry, dict) else {"image": entry} for entry in listed]
+
+
+def _case_listed(folder: Path, entry: Table, channels: int, ending: str) -> Case:
+    images, label = entry.get("image"), entry.get("label")
+    paths = [path for path in (images if isinstance(images, list) else [images]) if isinstance(path, str)]
+    if not paths or not isinstance(label, str | None):
+        raise BadInput(f"{folder / 'dataset.json'}: a case names its image and label files, got {entry}")
+    found = tuple(folder / path for path in paths)
+    if len(found) == 1:
+        found = _channel_files(found[0], channels, ending)
+    name = entry.get("name") or _stem(Path(label).name if label else found[0].name, ending).removesuffix("_0000")
+    return Case(str(name), found, folder / label if label else None)
+
+
+def _channel_files(path: Path, channels: int, ending: str) -> tuple[Path, ...]:
+    """The files of all channels, from the one listed; nnU-Net v1 lists case.nii.gz and means case_0000.nii.gz."""
+    stem = _stem(path.name, ending)
+    bare = stem.removesuffix("_0000")
+    first = path.with_name(f"{bare}_0000{path.name[len(stem) :]}")
+    if path == first or (first.is_file() and not path.is_file()):
+        return tuple(path.with_name(f"{bare}_{channel:04d}{path.name[len(stem) :]}") for channel in range(channels))
+    return (path,) * channels
+
+
+def _cases_found(folder: Path, part: Part, channels: int, ending: str) -> Iterator[Case]:
+    images, labels = (folder / name for name in FOLDERS[part])
+    if not images.is_dir():
+        raise BadFile(f"{folder} has no {images.name}, where the images of the {part} cases belong")
+    for first in sorted(images.glob(f"*_0000{ending}")):
+        if first.name.startswith("."):
+            continue
+        name = first.name.removesuffix(f"_0000{ending}")
+        label = labels / f"{name}{ending}"
+        files = tuple(images / f"{name}_{channel:04d}{ending}" for channel in range(channels))
+        yield Case(name, files, label if label.is_file() else None)
+
+
+def _stem(name: str, ending: str) -> str:
+    """A file's name without its ending, the declared one or another usual one."""
+    for known in (ending, ".nii.gz", ".nii", ".mha", ".nrrd"):
+        if name.endswith(known):
+            return name.removesuffix(known)
+    return Path(name).stem
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every problem at once
+
+
+def check(dataset: Dataset) -> list[str]:
+    """Everything that is wrong with a dataset, one line for each problem, found in one run; reads every file.
+
+    Cases without a label are no problem; a dataset in which no case has one is.
+    """
+    problems = list(_folder_problems(dataset))
+    contents: dict[bytes, str] = {}
+    for case in dataset.cases:
+        problems += [f"{case.name}: {problem}" for problem in _case_problems(case, dataset, contents)]
+    return problems
+
+
+def _folder_problems(dataset: Dataset) -> Iterator[str]:
+    for name, count in Counter(case.name for case in dataset.cases).items():
+        if count > 1:
+            yield f"{name}: {count} cases have this name"
+    if all(case.label is None for case in dataset.cases):
+        yield "no case has a label"
+    declared = _read_table(dataset.folder).get("numTraining")
+    images = {path.resolve() for case in dataset.cases for path in case.images}
+    if isinstance(declared, int) and declared != len(dataset.cases) and dataset.part == "training":
+        yield f"dataset.json says numTraining {declared}, there are {len(dataset.cases)} cases"
+    used = images | {case.label.resolve() for case in dataset.cases if case.label is not None}
+    for name in FOLDERS[dataset.part]:
+        for path in sorted((dataset.folder / name).glob("*")):
+            if path.is_file() and not path.name.startswith(".") and path.resolve() not in used:
+                yield f"{name}/{path.name} belongs to no case"
+
+
+def _case_problems(case: Case, dataset: Dataset, contents: dict[bytes, str]) -> Iterator[str]:
+    """Problems of one case; `contents` remembers what the images seen so far hold, to find copies."""
+    volumes: list[Volume] = []
+    for path, frame in _sources(case):
+        volume = _read(path, frame)
+        if isinstance(volume, str):
+            yield volume
+            continue
+        volumes.append(volume)
+        yield from _image_problems(path, volume, volumes[0].grid)
+    if len(volumes) == len(case.images):
+        channels = sum(volume.channels for volume in volumes)
+        if channels != len(dataset.channels):
+            yield f"{channels} channels, dataset.json names {len(dataset.channels)}"
+        twin = contents.setdefault(_digest(volumes), case.name)
+        if twin != case.name:
+            yield f"the image holds the same values as that of {twin}"
+    if case.label is not None:
+        yield from _label_problems(case.label, dataset, volumes[0].grid if volumes else None)
+
+
+def _image_problems(path: Path, volume: Volume, first: Grid) -> Iterator[str]:
+    if problem := _misplaced(volume.grid, first):
+        yield f"{path.name}: {problem} of the first channel"
+    for channel in volume.data:
+        if channel.min() == channel.max():
+            yield f"{path.name}: every voxel has the value {channel.flat[0]}"
+
+
+def _label_problems(path: Path, dataset: Dataset, grid: Grid | None) -> Iterator[str]:
+    volume = _read(path)
+    if isinstance(volume, str):
+        yield volume
+        return
+    if grid is not None and (problem := _misplaced(volume.grid, grid)):
+        yield f"label {path.name}: {problem} of the image"
+    try:
+        values = np.unique(_whole_numbers(volume, path)).tolist()
+    except BadInput as error:
+        yield str(error)
+        return
+    if unknown := sorted(set(values) - set(dataset.labels.values()) - {0}):
+        yield f"label {path.name}: the values {', '.join(map(str, unknown))} are not declared in dataset.json"
+    if not set(values) - {0}:
+        yield f"label {path.name}: no voxel is labelled"
+
+
+def _read(path: Path, frame: int | None = None) -> Volume | str:
+    """The volume, or why it cannot be had."""
+    if not path.is_file():
+        return f"{path.parent.name}/{path.name} is missing"
+    try:
+        return read_volume(path, frame=frame)
+    except VolsamError as error:
+        return str(error)
+
+
+def _digest(volumes: list[Volume]) -> bytes:
+    digest = blake2b(digest_size=16)
+    for volume in volumes:
+        digest.update(repr((volume.data.shape, volume.data.dtype)).encode())
+        digest.update(np.ascontiguousarray(volume.data).data)
+    return digest.digest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What both readers and checks need
+
+
+def _sources(case: Case) -> Iterator[tuple[Path, int | None]]:
+    """Where each channel is: a file, and the frame in it where one file holds them all."""
+    together = len(case.images) > 1 and len(set(case.images)) == 1
+    for channel, path in enumerate(case.images):
+        yield path, channel if together else None
+
+
+def _misplaced(grid: Grid, reference: Grid) -> str | None:
+    """How `grid` differs from `reference`, as the start of a sentence, or None where they are the same place."""
+    if grid.shape != reference.shape:
+        return f"its shape {_size(grid)} is not the shape {_size(reference)}"
+    corners = np.array(list(product(*((0, size - 1) for size in grid.shape))))
+    apart = float(np.linalg.norm(grid.to_world(corners) - reference.to_world(corners), axis=1).max())
+    if apart > SAME_PLACE * reference.spacing.min():
+        return f"its voxels lie up to {apart:.3g} mm away from those"
+    return None
+
+
+def _size(grid: Grid) -> str:
+    return " × ".join(map(str, grid.shape))
+
+
+def _whole_numbers(volume: Volume, path: Path) -> NDArray[np.integer[Any]]:
+    """Label values (i, j, k) in the smallest type that holds them; files may store them as floats."""
+    if volume.channels != 1:
+        raise BadInput(f"label {path.name}: one value in each voxel is expected, got {volume.channels}")
+    values = volume.data[0]
+    if not np.issubdtype(values.dtype, np.integer):
+        whole = np.rint(values)
+        if np.abs(whole - values).max() > 1e-3:
+            raise BadInput(f"label {path.name}: holds values that are not whole numbers")
+        values = whole
+    if values.min() < 0:
+        raise BadInput(f"label {path.name}: holds negative values")
+    kept: NDArray[np.integer[Any]] = values.astype(np.min_scalar_type(int(values.max())), copy=False)
+    return kept

@@ -1,0 +1,225 @@
+"""From prompts to a mask in a region of a scan, and from there to the scan's own voxels."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volsam.geometry import Grid, Shape, resample
+from volsam.inference import zoom
+from volsam.inference.model import Decoded, InteractiveModel, Logits
+from volsam.prompts import Box, MaskHint, PromptSet
+from volsam.volume import Volume
+
+# Encoded regions kept for clicks to come and for undo; one takes about 15 MB.
+KEPT_REGIONS = 8
+# A logit that no threshold reaches.
+OUTSIDE = -20.0
+# Voxels painted at once; bounds the memory for very large objects.
+SLAB = 1 << 24
+# A mask given as a start is trusted, not certain.
+HINT_LOGIT = 4.0
+# A 3D box is drawn by hand: the mask may pass it by this part of its size.
+BOX_SLACK = 0.08
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A mask where it was made: logits in `part` of the region `roi`, whole-region logits to feed back, and how good
+    the model expects the mask to be (Dice, 0 to 1)."""
+
+    roi: Grid
+    decoded: Decoded
+
+    @property
+    def quality(self) -> float:
+        """Expected Dice with the object."""
+        return self.decoded.quality
+
+    @property
+    def part_grid(self) -> Grid:
+        """Where `decoded.logits` lie."""
+        bounds = self.decoded.part
+        return self.roi.crop([low for low, _ in bounds], [high for _, high in bounds])
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A mask on the scan's voxels from `low` to `high` (excluded); nothing outside."""
+
+    low: Shape
+    high: Shape
+    mask: NDArray[np.bool_]
+
+    @property
+    def window(self) -> tuple[slice, slice, slice]:
+        """The patch as an index into the scan."""
+        return (slice(self.low[0], self.high[0]), slice(self.low[1], self.high[1]), slice(self.low[2], self.high[2]))
+
+
+class Predictor:
+    """One model looking at one volume. Encoded regions are kept; everything else is a value passed in and out."""
+
+    def __init__(self, model: InteractiveModel, volume: Volume) -> None:
+        self.model = model
+        self.volume = volume
+        self._encoded: OrderedDict[Grid, Any] = OrderedDict()
+
+    def __call__(self, prompts: PromptSet, before: Answer | None = None) -> Answer | None:
+        """The mask for all `prompts`, None if none is in the object; `before` is the answer without the newest one."""
+        if len(zoom.positive_points(prompts)) == 0 and zoom.spanning(prompts) is None:
+            return None
+        if before is None:
+            return self._first(prompts)
+        return self._next(prompts, before)
+
+    def encoded(self, roi: Grid) -> Any:
+        """The features of a region, computed once."""
+        if roi not in self._encoded:
+            self._encoded[roi] = self.model.encode(self.volume, roi)
+            while len(self._encoded) > KEPT_REGIONS:
+                self._encoded.popitem(last=False)
+        self._encoded.move_to_end(roi)
+        return self._encoded[roi]
+
+    def _first(self, prompts: PromptSet) -> Answer:
+        """Try the zooms that the prompts allow and keep the mask of which the model expects most; then centre it."""
+        hint = _hint_answer(prompts, self.volume.grid, self.model.edge)
+        if hint is not None:
+            return self._look(hint.roi, prompts, hint)
+        best = max((self._look(roi, prompts, None) for roi in self._first_regions(prompts)), key=_expected)
+        return self._refit(best, prompts)
+
+    def _first_regions(self, prompts: PromptSet) -> list[Grid]:
+        grid, edge = self.volume.grid, self.model.edge
+        inside = zoom.positive_points(prompts)
+        span = zoom.spanning(prompts)
+        if span is not None and not _flat_only(prompts):
+            return [zoom.fitting(grid, np.concatenate([span, inside]), edge)]
+        middle = (inside.min(axis=0) + inside.max(axis=0)) / 2
+        regions = [grid.around(middle, (edge,) * 3, spacing) for spacing in zoom.ladder(grid, edge)]
+        return [roi for roi in regions if zoom.covers(roi, inside)] or regions[-1:]
+
+    def _next(self, prompts: PromptSet, before: Answer) -> Answer:
+        """Answer in the region at hand, or in a better one if the object or the clicks have outgrown it."""
+        points = prompts.points()
+        inside = zoom.positive_points(prompts)
+        here = before.roi
+        if not zoom.covers(here, np.concatenate([inside, points[-1:]])):
+            seen = _mask_points(before)
+            around = inside if seen is None else np.concatenate([inside, seen])
+            here = zoom.fitting(self.volume.grid, np.concatenate([around, points[-1:]]), self.model.edge, fill=0.8)
+        return self._refit(self._look(here, prompts, before), prompts)
+
+    def _refit(self, answer: Answer, prompts: PromptSet) -> Answer:
+        """Look again where the mask fills the region as it should, if it does not; keep the better expectation."""
+        seen = _mask_points(answer)
+        if seen is None:
+            return answer
+        around = np.concatenate([seen, zoom.positive_points(prompts)])
+        wanted = zoom.fitting(self.volume.grid, around, self.model.edge)
+        if not zoom.misfit(answer.roi, wanted):
+            return answer
+        again = self._look(wanted, prompts, answer)
+        return again if again.quality > answer.quality else answer
+
+    def _look(self, roi: Grid, prompts: PromptSet, before: Answer | None) -> Answer:
+        previous = None if before is None else _carried(before, roi)
+        decoded = self.model.decode(self.encoded(roi), prompts.on(roi), previous)
+        answer = Answer(roi, decoded)
+        boxes = [prompt for prompt in prompts if isinstance(prompt, Box)]
+        return _within_boxes(answer, boxes) if boxes else answer
+
+
+def paint(answer: Answer | None, prompts: PromptSet, grid: Grid) -> Patch:
+    """The mask on the scan's voxels. Clicked voxels always carry their click's label."""
+    voxels = np.round(grid.to_voxels(prompts.points())).astype(int).clip(0, np.array(grid.shape) - 1)
+    signs = prompts.on(grid).labels
+    low, high = (0, 0, 0), (0, 0, 0)
+    if answer is not None:
+        low, high = grid.overlap(answer.part_grid)
+    empty = any(b <= a for a, b in zip(low, high, strict=True))
+    forced = voxels[signs]
+    if len(forced):
+        corners = forced if empty else np.concatenate([forced, [low, np.array(high) - 1]])
+        low, high = _shape(corners.min(axis=0)), _shape(corners.max(axis=0) + 1)
+    window = grid.crop(low, high) if all(b > a for a, b in zip(low, high, strict=True)) else None
+    if window is None:
+        return Patch(low, low, np.zeros((0, 0, 0), bool))
+    mask = np.zeros(window.shape, bool)
+    if answer is not None and not empty:
+        _paint_logits(mask, window, answer)
+    for voxel, sign in zip(voxels - np.array(low), signs, strict=True):
+        if ((voxel >= 0) & (voxel < window.shape)).all():
+            mask[tuple(voxel)] = sign
+    return Patch(low, high, mask)
+
+
+def _paint_logits(mask: NDArray[np.bool_], window: Grid, answer: Answer) -> None:
+    planes = max(1, SLAB // (window.shape[1] * window.shape[2]))
+    for start in range(0, window.shape[0], planes):
+        stop = min(start + planes, window.shape[0])
+        slab = window.crop((start, 0, 0), (stop, *window.shape[1:]))
+        logits = resample(answer.decoded.logits, answer.part_grid, slab, fill=OUTSIDE)
+        mask[start:stop] = np.asarray(logits, dtype=np.float32) > 0
+
+
+def _expected(answer: Answer) -> float:
+    return answer.quality
+
+
+def _carried(before: Answer, roi: Grid) -> Logits:
+    """The last mask as low-resolution logits of another region."""
+    if before.roi == roi:
+        return before.decoded.low_res
+    moved = resample(before.decoded.low_res, before.roi.coarsened(2), roi.coarsened(2), mode="area", fill=-8.0)
+    return np.asarray(moved, dtype=np.float32)
+
+
+def _mask_points(answer: Answer) -> NDArray[np.float64] | None:
+    return zoom.object_points(answer.decoded.logits > 0, answer.part_grid)
+
+
+def _within_boxes(answer: Answer, boxes: list[Box]) -> Answer:
+    """Nothing outside the 3D boxes, which are drawn a little too tight or too wide by hand."""
+    grid = answer.part_grid
+    allowed = np.zeros(grid.shape, bool)
+    for box in boxes:
+        corners = np.sort(grid.to_voxels([box.low, box.high]), axis=0)
+        size = corners[1] - corners[0]
+        if size.min() < 0.5:  # flat: a 2D box says nothing about other slices
+            return answer
+        slack = BOX_SLACK * size + 0.5
+        first = np.ceil(corners[0] - slack).clip(0).astype(int)
+        last = (np.floor(corners[1] + slack) + 1).clip(0).astype(int)
+        allowed[first[0] : last[0], first[1] : last[1], first[2] : last[2]] = True
+    logits = np.where(allowed, answer.decoded.logits, np.float32(OUTSIDE)).astype(np.float32)
+    return Answer(answer.roi, replace(answer.decoded, logits=logits))
+
+
+def _hint_answer(prompts: PromptSet, grid: Grid, edge: int) -> Answer | None:
+    """A starting mask as if it had been predicted."""
+    hints = [prompt for prompt in prompts if isinstance(prompt, MaskHint)]
+    if not hints or not hints[-1].mask.any():
+        return None
+    span = zoom.spanning(hints[-1:])
+    assert span is not None  # the mask is not empty
+    roi = zoom.fitting(grid, span, edge)
+    share = resample(hints[-1].mask.astype(np.float32), hints[-1].grid, roi.coarsened(2), mode="area")
+    low_res = ((np.asarray(share, dtype=np.float32) - 0.5) * 2 * HINT_LOGIT).astype(np.float32)
+    full = ((0, edge), (0, edge), (0, edge))
+    return Answer(roi, Decoded(low_res, np.zeros((edge,) * 3, np.float32), full, 0.0))
+
+
+def _flat_only(prompts: PromptSet) -> bool:
+    """Whether all that tells the extent is 2D boxes, which say nothing of the third axis; the zooms are tried then."""
+    boxes = [prompt for prompt in prompts if isinstance(prompt, Box)]
+    return bool(boxes) and all(min(np.abs(np.subtract(box.high, box.low))) < 1e-3 for box in boxes)
+
+
+def _shape(values: NDArray[np.int64]) -> Shape:
+    return (int(values[0]), int(values[1]), int(values[2]))

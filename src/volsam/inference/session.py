@@ -1,0 +1,277 @@
+"""A conversation about one volume: prompts in, masks out, nothing ever lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volsam.errors import BadFile, BadInput
+from volsam.geometry import Grid, Shape, resample
+from volsam.inference.log import Active, PromptLog
+from volsam.inference.model import InteractiveModel
+from volsam.inference.predictor import OUTSIDE, Answer, Patch, Predictor, paint
+from volsam.inference.uncertainty import Uncertainty, ensemble
+from volsam.prompts import Point, Prompt, PromptSet, require_inside
+from volsam.volume import Volume
+
+FORMAT = "volsam-session"
+VERSION = 1
+Changed = tuple[Shape, Shape]
+
+
+class Session:
+    """Prompts and masks of any number of named objects in one volume.
+
+    `add`, `undo`, `redo`, `remove` and `reset` act on the current object (`current`, set by `select`) and return the
+    box of voxels, lowest corner to highest (excluded), in which its mask changed, or None.
+    """
+
+    def __init__(self, model: InteractiveModel, volume: Volume, *, object_name: str = "object") -> None:
+        self.model = model
+        self.volume = volume
+        self.predictor = Predictor(model, volume)
+        self._objects: dict[str, _Object] = {}
+        self.current = object_name
+        self.select(object_name)
+
+    # --- objects -------------------------------------------------------------------------------------------------
+
+    @property
+    def objects(self) -> list[str]:
+        """Names, in the order of their making."""
+        return list(self._objects)
+
+    def select(self, name: str) -> None:
+        """Make `name` the current object; a new name starts a new object."""
+        if not name.strip():
+            raise BadInput("an object needs a name, got an empty one")
+        if name not in self._objects:
+            self._objects[name] = _Object(self.volume.grid)
+        self.current = name
+
+    def delete(self, name: str) -> None:
+        """Forget an object and its prompts."""
+        if name not in self._objects:
+            raise BadInput(f"no object is called {name!r}; there are: {', '.join(self._objects)}")
+        del self._objects[name]
+        if not self._objects:
+            self._objects[name] = _Object(self.volume.grid)
+        if self.current not in self._objects:
+            self.current = self.objects[-1]
+
+    # --- prompts -------------------------------------------------------------------------------------------------
+
+    def add(self, prompt: Prompt) -> Changed | None:
+        """Append a prompt to the current object and update its mask."""
+        require_inside(prompt, self.volume.grid, self.volume.name)
+        self._now.log.add(prompt)
+        return self._update()
+
+    def add_all(self, prompts: PromptSet) -> Changed | None:
+        """Append several prompts and answer them together, once."""
+        prompts.require_inside(self.volume.grid, self.volume.name)
+        for prompt in prompts:
+            self._now.log.add(prompt)
+        return self._update(at_once=len(prompts))
+
+    def undo(self) -> Changed | None:
+        """Take the last step back. Unlimited."""
+        return self._update() if self._now.log.undo() else None
+
+    def redo(self) -> Changed | None:
+        """Take a step that was taken back."""
+        return self._update() if self._now.log.redo() else None
+
+    def remove(self, number: int) -> Changed | None:
+        """Take away any one prompt by its number, see `prompts`."""
+        self._now.log.remove(number)
+        return self._update()
+
+    def reset(self) -> Changed | None:
+        """Take away all prompts of the current object; can be undone."""
+        self._now.log.reset()
+        return self._update()
+
+    @property
+    def prompts(self) -> Active:
+        """Standing prompts of the current object with their numbers, oldest first."""
+        return self._now.log.active
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether `undo` would do something."""
+        return self._now.log.can_undo
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether `redo` would do something."""
+        return self._now.log.can_redo
+
+    # --- what one sees -------------------------------------------------------------------------------------------
+
+    @property
+    def mask(self) -> Volume:
+        """The current object on the volume's own grid, uint8, 0 and 1."""
+        return self.mask_of(self.current)
+
+    def mask_of(self, name: str) -> Volume:
+        """The mask of any object. It stays as it is when the session goes on."""
+        if name not in self._objects:
+            raise BadInput(f"no object is called {name!r}; there are: {', '.join(self._objects)}")
+        return self.volume.with_data(self._objects[name].canvas[None], name)
+
+    @property
+    def quality(self) -> float | None:
+        """Expected Dice of the current mask, 0 to 1; None without a mask."""
+        answer = self._answer
+        return None if answer is None else answer.quality
+
+    @property
+    def probability(self) -> Volume:
+        """Probability of the current object on the volume's grid, float32; 0 outside the region looked at."""
+        answer = self._answer
+        values = np.zeros(self.volume.grid.shape, np.float32)
+        if answer is not None:
+            low, high = self.volume.grid.overlap(answer.roi)
+            window = self.volume.grid.crop(low, high)
+            logits = resample(answer.decoded.low_res, answer.roi.coarsened(2), window, fill=OUTSIDE)
+            place = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+            values[place] = 1 / (1 + np.exp(-np.asarray(logits, dtype=np.float32)))
+        return self.volume.with_data(values[None], f"{self.current}_probability")
+
+    def uncertainty(self, size: int = 24, seed: int = 0) -> Uncertainty:
+        """How much the current mask depends on where was clicked: see `inference.uncertainty`."""
+        answer = self._answer
+        if answer is None:
+            raise BadInput(f"{self.current} has no mask yet: add a click, box or scribble first")
+        encoded = self.predictor.encoded(answer.roi)
+        return ensemble(self.model, encoded, answer, self._standing, size=size, seed=seed)
+
+    def next_click(self) -> Point | None:
+        """Where a click would tell the model most, mm RAS+: the middle of the least certain region, in the volume."""
+        place = self.uncertainty().least_certain()
+        if place is None or not bool(self.volume.grid.contains(place)):
+            return None
+        return place
+
+    # --- saving --------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all prompts of all objects, with every undone step, as JSON; masks follow from them."""
+        target = Path(path)
+        record = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.model.name,
+            "volume": {
+                "name": self.volume.name,
+                "shape": list(self.volume.grid.shape),
+                "affine": self.volume.grid.affine.tolist(),
+            },
+            "current": self.current,
+            "objects": [{"name": name, "log": item.log.entries} for name, item in self._objects.items()],
+        }
+        unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            unfinished.write_text(json.dumps(record))
+            unfinished.replace(target)
+        except OSError as reason:
+            unfinished.unlink(missing_ok=True)
+            raise BadFile(f"cannot write the session to {target}: {reason.strerror}; choose another place") from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: InteractiveModel, volume: Volume) -> Session:
+        """Go on with a saved session: the same volume, the same model or another one."""
+        record = _read_record(Path(path))
+        saved = record["volume"]
+        same = saved["shape"] == list(volume.grid.shape) and np.allclose(saved["affine"], volume.grid.affine, atol=1e-4)
+        if not same:
+            raise BadInput(
+                f"{path} belongs to {saved['name']} with {saved['shape']} voxels, not to {volume.name} with "
+                f"{list(volume.grid.shape)}: open that volume, or one on the same grid"
+            )
+        session = cls(model, volume, object_name=record["objects"][0]["name"])
+        for item in record["objects"]:
+            session.select(item["name"])
+            session._now.log = PromptLog.replay(item["log"], volume.grid)
+            session._update()
+        session.select(record["current"])
+        return session
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    @property
+    def _now(self) -> _Object:
+        return self._objects[self.current]
+
+    @property
+    def _standing(self) -> PromptSet:
+        return PromptSet(prompt for _, prompt in self._now.log.active)
+
+    @property
+    def _answer(self) -> Answer | None:
+        return self._now.answers.get(_key(self._now.log.active))
+
+    def _update(self, at_once: int = 1) -> Changed | None:
+        """Answer the standing prompts and paint the answer; prefixes that were answered before are looked up."""
+        item = self._now
+        active = item.log.active
+        done = len(active)
+        while done and _key(active[:done]) not in item.answers:
+            done -= 1
+        answer = item.answers.get(_key(active[:done])) if done else None
+        while done < len(active):
+            done = len(active) if at_once >= len(active) - done else done + 1
+            answer = self.predictor(PromptSet(prompt for _, prompt in active[:done]), answer)
+            item.answers[_key(active[:done])] = answer
+        return item.show(paint(answer, self._standing, self.volume.grid))
+
+
+class _Object:
+    """One object: its log, the answer to every prefix of prompts seen so far, and its mask."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.log = PromptLog()
+        self.answers: dict[tuple[int, ...], Answer | None] = {}
+        self.canvas: NDArray[np.uint8] = np.zeros(grid.shape, np.uint8)
+        self.patch = Patch((0, 0, 0), (0, 0, 0), np.zeros((0, 0, 0), bool))
+
+    def show(self, patch: Patch) -> Changed | None:
+        """Paint `patch` in place of the last one; returns the box that holds both."""
+        # Somebody who asked for the mask still holds the canvas (its base is shared by every view): leave it to them.
+        # The two references counted are this object's and the argument's.
+        if sys.getrefcount(self.canvas) > 2:
+            self.canvas = self.canvas.copy()
+        self.canvas[self.patch.window] = 0
+        self.canvas[patch.window] = patch.mask
+        boxes = [(p.low, p.high) for p in (self.patch, patch) if p.mask.size]
+        self.patch = patch
+        if not boxes:
+            return None
+        low = np.min([box[0] for box in boxes], axis=0)
+        high = np.max([box[1] for box in boxes], axis=0)
+        return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
+
+
+def _key(active: Active) -> tuple[int, ...]:
+    return tuple(number for number, _ in active)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except OSError as reason:
+        raise BadFile(f"cannot read the session {path}: {reason.strerror}") from None
+    except ValueError:
+        raise BadFile(f"{path} is not a saved session: it is not JSON") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise BadFile(f"{path} is not a session saved by volsam")
+    if record.get("version", 0) > VERSION:
+        raise BadFile(f"{path} was saved by a newer version of volsam: update volsam to open it")
+    return record

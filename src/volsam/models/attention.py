@@ -1,0 +1,297 @@
+"""Attention: of a token grid to itself inside windows with a relative position bias, and of one token list to another.
+
+SAM cuts its token grid into windows and fills the far ends with zeros (Kirillov et al. 2023, appendix A, after Li et
+al. 2022, "Exploring plain vision transformer backbones for object detection"). The filling takes part in the softmax:
+on the 8³ grid of SAM-Med3D a window of 14³ holds 512 real tokens and 2,232 filled ones, and three quarters of the
+arithmetic go to them. Here only real tokens are computed, and the result is the same. Filling happens after the norm
+and before `qkv`, so every filled position has one and the same key k₀ and value v₀; the logits of a query q at the
+filled positions P differ in their position bias alone:
+
+    Σ_{p∈P} exp(q·k₀/√c + bias(q, p)) = exp(q·k₀/√c + fold(q))   with   fold(q) = log Σ_{p∈P} exp bias(q, p)
+
+One more key k₀ with value v₀ and bias `fold(q)` therefore stands for all of them. The bias is a sum of one term an axis
+and P is a union of at most three boxes, so `fold` takes a few sums along single axes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from volsam.errors import BadInput
+
+Shape: TypeAlias = tuple[int, int, int]
+"""Numbers along depth, height and width."""
+
+Tokens: TypeAlias = Float[Tensor, "b d h w c"]
+"""A grid of tokens, channels last."""
+
+PositionBias: TypeAlias = Literal["aligned", "published"]
+"""`aligned` pairs every axis with itself. `published` is for released weights of 3D models, see `MixedBias`."""
+
+Box: TypeAlias = tuple[slice, slice, slice]
+
+
+class GridAttention(nn.Module):
+    """Multi-head self-attention of a token grid inside windows.
+
+    `window` counts tokens along each axis, 0 meaning the whole axis: (1 14 14) is a window of 2D SAM, (1 0 0) lets
+    every slice attend to itself, (0 0 0) is attention over the whole volume. `grid` is the token grid of a full image
+    and fixes the length of the tables along whole axes. `axes` names the axes that have a table, "" for no bias at all.
+
+    `qkv` and `project` may be replaced by any layers that map tokens one by one, and `tables` by tables of any length.
+    """
+
+    def __init__(
+        self, width: int, heads: int, window: Shape, grid: Shape, axes: str = "dhw", bias: PositionBias = "aligned"
+    ) -> None:
+        super().__init__()
+        extent = _window_on(grid, window)
+        if bias == "published" and (axes != "dhw" or len(set(extent)) > 1):
+            raise BadInput(
+                f"the published position bias mixes three axes of equal length; got axes {axes!r} and windows of "
+                f"{extent} tokens: use cubic windows, or the aligned bias"
+            )
+        self.heads = heads
+        self.window = window
+        self.bias = bias
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.tables = nn.ParameterDict(
+            {
+                axis: torch.zeros(2 * size - 1, width // heads)
+                for axis, size in zip("dhw", extent, strict=True)
+                if axis in axes
+            }
+        )
+
+    def forward(self, x: Tokens) -> Tokens:
+        """What each token collects from its window; same shape."""
+        window = _window_on(x.shape[1:4], self.window)
+        whole = all(size % step == 0 for size, step in zip(x.shape[1:4], window, strict=True))
+        filled = None if whole else self.qkv(x.new_zeros(x.shape[-1]))
+        return self.project(_over_tiles(lambda tile: self._attend(tile, filled, window), self.qkv(x), window))
+
+    def _attend(
+        self, qkv: Float[Tensor, "b d h w qkv"], filled: Float[Tensor, " qkv"] | None, window: Shape
+    ) -> Float[Tensor, "b d h w c"]:
+        """Attention in a tile whose windows all hold the same extent of real tokens, the rest being `filled`."""
+        d, h, w = extent = _smaller(qkv.shape[1:4], window)
+        z, y, x = (size // step for size, step in zip(qkv.shape[1:4], extent, strict=True))
+        q, k, v = rearrange(
+            qkv, "b (z d) (y h) (x w) (part n c) -> part (b z y x) n d h w c", part=3, n=self.heads, d=d, h=h, w=w
+        )
+        keys, values = (rearrange(part, "b n d h w c -> b n (d h w) c") for part in (k, v))
+        if filled is None or extent == window:
+            logits = self._between(self._position_bias(q, None, window), extent) if self.tables else None
+        else:
+            q0, k0, v0 = rearrange(filled, "(part n c) -> part n c", part=3, n=self.heads)
+            bias = self._position_bias(q, q0, window)
+            fold = torch.stack([bias.total(box) for box in _filled_boxes(extent, window)]).logsumexp(dim=0)
+            logits = torch.cat([self._between(bias, extent), rearrange(fold, "b n d h w -> b n (d h w) 1")], dim=-1)
+            keys = torch.cat([keys, repeat(k0, "n c -> b n 1 c", b=k.shape[0])], dim=2)
+            values = torch.cat([values, repeat(v0, "n c -> b n 1 c", b=v.shape[0])], dim=2)
+        # Under mixed precision the sums of exponentials run in float32, the logits must be what the queries are.
+        mask = None if logits is None else logits.to(q.dtype)
+        out = F.scaled_dot_product_attention(rearrange(q, "b n d h w c -> b n (d h w) c"), keys, values, attn_mask=mask)
+        return rearrange(out, "(b z y x) n (d h w) c -> b (z d) (y h) (x w) (n c)", z=z, y=y, x=x, d=d, h=h, w=w)
+
+    def _position_bias(
+        self, q: Float[Tensor, "b n d h w c"], q0: Float[Tensor, "n c"] | None, window: Shape
+    ) -> "AlignedBias | MixedBias":
+        tables = [
+            _by_distance(self.tables[axis], size) if axis in self.tables else None
+            for axis, size in zip("dhw", window, strict=True)
+        ]
+        return aligned_bias(q, tables, window) if self.bias == "aligned" else mixed_bias(q, q0, tables)
+
+    @staticmethod
+    def _between(bias: "AlignedBias | MixedBias", extent: Shape) -> Float[Tensor, "b n q k"]:
+        return rearrange(bias.between(extent), "b n d h w z y x -> b n (d h w) (z y x)")
+
+
+# --- tiles: parts of the grid whose windows hold equally many real tokens ----------------------------------
+
+
+def _window_on(grid: tuple[int, ...], window: Shape) -> Shape:
+    """The window in tokens, whole axes (0) spelled out."""
+    d, h, w = (step or size for step, size in zip(window, grid, strict=True))
+    return d, h, w
+
+
+def _smaller(grid: tuple[int, ...], window: Shape) -> Shape:
+    d, h, w = map(min, grid, window)
+    return d, h, w
+
+
+def _over_tiles(
+    attend: Callable[[Tokens], Tokens], x: Tokens, window: Shape, axis: int = 0
+) -> Float[Tensor, "b d h w e"]:
+    """Apply `attend` to each tile of a grid: along every axis the full windows, then what is left at the far end.
+
+    At most two tiles an axis, so eight in all; 2D SAM's 64² grid in windows of 14 gives four.
+    """
+    if axis == 3:
+        return attend(x)
+    size, left = x.shape[axis + 1], x.shape[axis + 1] % window[axis]
+    if left in (0, size):
+        return _over_tiles(attend, x, window, axis + 1)
+    tiles = x.split([size - left, left], dim=axis + 1)
+    return torch.cat([_over_tiles(attend, tile, window, axis + 1) for tile in tiles], dim=axis + 1)
+
+
+def _filled_boxes(extent: Shape, window: Shape) -> list[Box]:
+    """The filled positions of a window as disjoint boxes: real along earlier axes, filled along one, any along later
+    ones.
+    """
+    real = [slice(0, size) for size in extent]
+    filled = [slice(size, None) for size in extent]
+    box: list[Box] = [
+        (filled[0], slice(None), slice(None)),
+        (real[0], filled[1], slice(None)),
+        (real[0], real[1], filled[2]),
+    ]
+    return [box[axis] for axis in range(3) if extent[axis] < window[axis]]
+
+
+# --- the relative position bias ----------------------------------------------------------------------------
+
+
+def _by_distance(table: Float[Tensor, "n c"], size: int) -> Float[Tensor, "size size c"]:
+    """Rows of a table for every pair of query and key positions: entry (q, k) is row q - k + size - 1.
+
+    A table of another length is interpolated linearly, as SAM does. Strided views stand in for index tensors, so
+    nothing is made on the host.
+    """
+    if len(table) != 2 * size - 1:
+        table = F.interpolate(rearrange(table, "n c -> 1 c n"), size=2 * size - 1, mode="linear")
+        table = rearrange(table, "1 c n -> n c")
+    return rearrange(table.unfold(0, size, 1).flip(-1), "q c k -> q k c")
+
+
+@dataclass(frozen=True)
+class AlignedBias:
+    """SAM's form: each axis gives the distance of query and key along it; keys run over the full window.
+
+    bias(query, key (z, y, x)) = depth[query, z] + height[query, y] + width[query, x]
+    """
+
+    depth: Float[Tensor, "b n d h w z"]
+    height: Float[Tensor, "b n d h w y"]
+    width: Float[Tensor, "b n d h w x"]
+
+    def between(self, extent: Shape) -> Float[Tensor, "b n d h w kd kh kw"]:
+        """The bias of every query for the real keys."""
+        d, h, w = extent
+        return (
+            rearrange(self.depth[..., :d], "b n d h w z -> b n d h w z 1 1")
+            + rearrange(self.height[..., :h], "b n d h w y -> b n d h w 1 y 1")
+            + rearrange(self.width[..., :w], "b n d h w x -> b n d h w 1 1 x")
+        )
+
+    def total(self, box: Box) -> Float[Tensor, "b n d h w"]:
+        """log Σ exp bias over the keys of a box: a product of sums, one an axis."""
+        terms = zip((self.depth, self.height, self.width), box, strict=True)
+        d, h, w = (term[..., keys].logsumexp(dim=-1) for term, keys in terms)
+        return d + h + w
+
+
+def aligned_bias(
+    q: Float[Tensor, "b n d h w c"], tables: list[Float[Tensor, "_ _ c"] | None], window: Shape
+) -> AlignedBias:
+    """SAM's decomposed bias: unscaled query times the row of its distance to the key, summed over the axes."""
+    terms = []
+    for axis, (table, size) in enumerate(zip(tables, window, strict=True)):
+        if table is None:
+            terms.append(q.new_zeros(()).expand(*q.shape[:5], size))
+        else:
+            own = "dhw"[axis]
+            terms.append(_scores(f"bndhwc,{own}kc->bndhwk", q, table[: q.shape[axis + 2]]))
+    return AlignedBias(*terms)
+
+
+@dataclass(frozen=True)
+class MixedBias:
+    """The bias as SAM-Med3D and FastSAM3D compute it, needed for their released weights and for nothing else.
+
+    Their terms are broadcast one axis off. For a query at (d, h, w) and a key at (z, y, x):
+
+        bias = q[d, h, w]·D[d - x] + q[d, h, z]·H[h - x] + q[d, h, y]·W[y - x]
+
+    that is, all three tables are read with the *width* of the key, and the last two terms belong to the queries whose
+    width is the depth, or the height, of the key. Axes of equal length hide it.
+    """
+
+    own: Float[Tensor, "b n d h w x"]
+    by_depth: Float[Tensor, "b n d h z x"]
+    by_height: Float[Tensor, "b n d h y x"]
+
+    def between(self, extent: Shape) -> Float[Tensor, "b n d h w kd kh kw"]:
+        """The bias of every query for the real keys."""
+        d, h, w = extent
+        of_row = rearrange(self.by_depth[..., :d, :w], "b n d h z x -> b n d h 1 z 1 x") + rearrange(
+            self.by_height[..., :h, :w], "b n d h y x -> b n d h 1 1 y x"
+        )
+        return of_row + rearrange(self.own[..., :w], "b n d h w x -> b n d h w 1 1 x")
+
+    def total(self, box: Box) -> Float[Tensor, "b n d h w"]:
+        """log Σ exp bias over the keys of a box: depth and height apart for every width, then the widths together."""
+        z, y, x = box
+        of_row = self.by_depth[..., z, x].logsumexp(dim=-2) + self.by_height[..., y, x].logsumexp(dim=-2)
+        return (rearrange(of_row, "b n d h x -> b n d h 1 x") + self.own[..., x]).logsumexp(dim=-1)
+
+
+def mixed_bias(
+    q: Float[Tensor, "b n d h w c"], q0: Float[Tensor, "n c"] | None, tables: list[Float[Tensor, "_ _ c"] | None]
+) -> MixedBias:
+    """The published bias; `q0` is the query of a filled position, which stands at the end of rows that are not full."""
+    depth, height, width = (table for table in tables if table is not None)
+    b, _, d, h, w, _ = q.shape
+    row = q
+    if q0 is not None and w < len(width):
+        row = torch.cat([q, repeat(q0, "n c -> b n d h w c", b=b, d=d, h=h, w=len(width) - w)], dim=4)
+    return MixedBias(
+        own=_scores("bndhwc,dkc->bndhwk", q, depth[:d]),
+        by_depth=_scores("bndhwc,hkc->bndhwk", row, height[:h]),
+        by_height=_scores("bndhwc,wkc->bndhwk", row, width),
+    )
+
+
+def _scores(
+    pattern: str, q: Float[Tensor, "b n d h w c"], rows: Float[Tensor, "q k c"]
+) -> Float[Tensor, "b n d h w k"]:
+    """Queries times rows. In plain memory order, or the far larger sum of the terms would come out in another and be
+    copied once more.
+    """
+    return torch.einsum(pattern, q, rows).contiguous()
+
+
+# --- attention between token lists -------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Multi-head attention of one list of tokens to another, at an inner width that may be smaller than the tokens'."""
+
+    def __init__(self, width: int, heads: int, inner: int | None = None) -> None:
+        super().__init__()
+        inner = inner or width
+        self.heads = heads
+        self.query = nn.Linear(width, inner)
+        self.key = nn.Linear(width, inner)
+        self.value = nn.Linear(width, inner)
+        self.project = nn.Linear(inner, width)
+
+    def forward(
+        self, query: Float[Tensor, "b q c"], key: Float[Tensor, "b k c"], value: Float[Tensor, "b k c"]
+    ) -> Float[Tensor, "b q c"]:
+        """What each query token collects from the values."""
+        q, k, v = (
+            rearrange(part, "b l (n c) -> b n l c", n=self.heads)
+            for part in (self.query(query), self.key(key), self.value(value))
+        )
+        return self.project(rearrange(F.scaled_dot_product_attention(q, k, v), "b n l c -> b l (n c)"))

@@ -1,0 +1,133 @@
+"""SAM's mask decoder for any rank (Kirillov et al. 2023, appendix A).
+
+Tokens that ask for masks read the prompts and the image, the image grows, and each mask is the product of the two.
+"""
+
+import math
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from pydantic import BaseModel, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from volsam.models.attention import Shape
+from volsam.models.encoder import MLP
+from volsam.models.two_way import TwoWayTransformer
+
+Candidates: TypeAlias = Literal["one", "several", "all"]
+"""Which masks a head gives: the one it holds best, the several for an ambiguous prompt, or both."""
+
+_CHOSEN: dict[Candidates, slice] = {"one": slice(0, 1), "several": slice(1, None), "all": slice(None)}
+
+
+class HeadConfig(BaseModel, frozen=True, extra="forbid"):
+    """Sizes of a mask head."""
+
+    width: PositiveInt
+    """Channels of a token; those of the embedding."""
+    depth: PositiveInt = 2
+    """Layers of the two-way transformer."""
+    heads: PositiveInt = 8
+    """Attention heads."""
+    mlp_width: PositiveInt = 2048
+    """Channels between the two layers of an MLP."""
+    inner: PositiveInt
+    """Channels inside the attention between tokens and image; half the width in SAM."""
+    masks: PositiveInt = 4
+    """Mask tokens: one for a clear prompt, the others for an ambiguous one."""
+    upscale: tuple[int, ...]
+    """Channels after each doubling of the image."""
+    step: Shape = (2, 2, 2)
+    """What a doubling doubles: (1, 2, 2) for slices."""
+    quality_width: PositiveInt = 256
+    """Channels inside the MLP that foretells the quality of each mask."""
+    quality_depth: PositiveInt = 3
+    """Layers of that MLP."""
+
+
+class MaskHead(nn.Module):
+    """Embedding and prompts to mask logits and their foretold quality (IoU)."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.quality_token = nn.Parameter(torch.randn(1, width))
+        self.mask_tokens = nn.Parameter(torch.randn(config.masks, width))
+        self.transformer = TwoWayTransformer(width, config.depth, config.heads, config.mlp_width, config.inner)
+        self.upscaling = Upscaling(width, config.upscale, config.step)
+        # One network a mask token: it turns the token into the weights of a mask.
+        self.weights = nn.ModuleList(MLP((width, width, width, config.upscale[-1])) for _ in range(config.masks))
+        self.quality = MLP((width, *[config.quality_width] * (config.quality_depth - 1), config.masks))
+
+    def forward(
+        self,
+        embedding: Float[Tensor, "#b c d h w"],
+        position: Float[Tensor, "d h w c"],
+        prompts: Float[Tensor, "#b t c"],
+        dense: Float[Tensor, "#b c #d #h #w"],
+        candidates: Candidates = "one",
+    ) -> tuple[Float[Tensor, "b n z y x"], Float[Tensor, "b n"]]:
+        """Mask logits at the size the doublings reach, and the foretold IoU of each.
+
+        An embedding of batch 1 serves any number of prompts, and prompts of batch 1 any number of embeddings.
+        """
+        chosen = _CHOSEN[candidates]
+        image = rearrange(embedding + dense, "b c d h w -> b (d h w) c")
+        batch = max(image.shape[0], prompts.shape[0])
+        asking = torch.cat([self.quality_token, self.mask_tokens])
+        tokens = torch.cat([repeat(asking, "t c -> b t c", b=batch), prompts.expand(batch, -1, -1)], dim=1)
+        tokens, image = self.transformer(
+            tokens, image.expand(batch, -1, -1), rearrange(position, "d h w c -> 1 (d h w) c")
+        )
+        wanted = [network(tokens[:, 1 + index]) for index, network in list(enumerate(self.weights))[chosen]]
+        masks = torch.stack(wanted, dim=1) @ rearrange(self.upscaling(image), "b l s c -> b c (l s)")
+        d, h, w, _ = position.shape
+        return self.upscaling.unfold(masks, (d, h, w)), self.quality(tokens[:, 0])[:, chosen]
+
+
+class Upscaling(nn.Module):
+    """Repeated doubling of an image by transposed convolutions whose stride is their kernel.
+
+    Such a convolution gives every token its own block of voxels, a matrix product. The blocks stay beside their token
+    until the masks are made: then `unfold` moves one number a voxel instead of all channels.
+    """
+
+    def __init__(self, width: int, widths: tuple[int, ...], step: Shape) -> None:
+        super().__init__()
+        self.step = step
+        self.steps = nn.ModuleList(Doubling(a, b, step, step) for a, b in pairwise((width, *widths)))
+        self.norms = nn.ModuleList(nn.LayerNorm(channels, eps=1e-6) for channels in widths[:-1])
+
+    def forward(self, image: Float[Tensor, "b l c"]) -> Float[Tensor, "b l s e"]:
+        """Tokens to blocks of voxels; s runs over the voxels of a token, doubling by doubling."""
+        x = rearrange(image, "b l c -> b l 1 c")
+        for index, double in enumerate(self.steps):
+            x = double(x)
+            x = F.gelu(self.norms[index](x) if index < len(self.norms) else x)
+        return x
+
+    def unfold(self, masks: Float[Tensor, "b n ls"], grid: Shape) -> Float[Tensor, "b n z y x"]:
+        """Blocks to an image: each doubling's voxels move between those of the doubling before."""
+        d, h, w = grid
+        p, q, r = self.step
+        masks = rearrange(masks, "b n (d h w s) -> b n d h w s", d=d, h=h, w=w)
+        for _ in self.steps:
+            masks = rearrange(masks, "b n d h w (p q r s) -> b n (d p) (h q) (w r) s", p=p, q=q, r=r)
+        return rearrange(masks, "b n z y x 1 -> b n z y x")
+
+
+class Doubling(nn.ConvTranspose3d):
+    """One transposed convolution whose stride is its kernel, from voxels to blocks of voxels."""
+
+    def forward(  # type: ignore[override]  # a list of voxels, not an image
+        self, x: Float[Tensor, "b l s c"]
+    ) -> Float[Tensor, "b l t e"]:
+        """Each of the s voxels becomes a block; t runs over voxels, then over their blocks."""
+        weight = rearrange(self.weight, "c e p q r -> c (p q r e)")
+        bias = None if self.bias is None else repeat(self.bias, "e -> (block e)", block=math.prod(self.kernel_size))
+        return rearrange(F.linear(x, weight.T, bias), "b l s (block e) -> b l (s block) e", e=self.out_channels)

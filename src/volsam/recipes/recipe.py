@@ -1,0 +1,87 @@
+"""Names of models, what is known of each, and how one is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from volsam.errors import BadFile, BadInput
+from volsam.inference.model import InteractiveModel
+from volsam.registry import Registry
+
+EMBEDDED = "volsam-s"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model a user can name.
+
+    name: what is typed; summary: one line; prompts: kinds it takes; source: paper or page; licence: of the weights;
+    weights: the file in this package, or None where a user brings their own; card: what is known of the weights;
+    build: from a weights file and a device to a model.
+    """
+
+    name: str
+    summary: str
+    prompts: tuple[str, ...]
+    source: str
+    licence: str
+    weights: Path | None
+    card: Path | None
+    build: Callable[[Path, str], InteractiveModel]
+
+    @property
+    def present(self) -> bool:
+        """Whether weights are here."""
+        return self.weights is not None and self.weights.is_file()
+
+    def checksum(self) -> str | None:
+        """SHA-256 of the weights, hexadecimal; None without weights."""
+        if self.weights is None or not self.weights.is_file():
+            return None
+        return hashlib.sha256(self.weights.read_bytes()).hexdigest()
+
+
+recipes: Registry[Recipe] = Registry("model")
+
+
+def load_model(name_or_path: str | os.PathLike[str] | None = None, *, device: str = "auto") -> InteractiveModel:
+    """A model ready for a `Session`: the embedded default, a name from `volsam models list`, or a weights file.
+
+    device: "auto" (cuda, then mps, then cpu), or one of them.
+    """
+    import volsam.recipes.volsam_s  # noqa: F401  registers itself
+
+    wanted = EMBEDDED if name_or_path is None else os.fspath(name_or_path)
+    path = Path(wanted)
+    if wanted not in recipes and (path.suffix or path.exists()):
+        if not path.is_file():
+            raise BadFile(f"no weights file at {wanted}: give a path that exists, or a name from `volsam models list`")
+        return recipes[EMBEDDED].build(path, choose_device(device))
+    recipe = recipes[wanted]
+    if recipe.weights is None or not recipe.weights.is_file():
+        raise BadFile(f"the weights of {recipe.name} are missing from this installation: run `volsam doctor`")
+    return recipe.build(recipe.weights, choose_device(device))
+
+
+def choose_device(wanted: str) -> str:
+    """The device that "auto" means here, or the wanted one if it is there."""
+    import torch
+
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return next(name for name, here in present.items() if here)
+    kind = wanted.split(":")[0]
+    if kind not in present:
+        raise BadInput(f"--device is auto, cpu, cuda or mps, got {wanted!r}")
+    if not present[kind]:
+        here = ", ".join(name for name, is_here in present.items() if is_here)
+        raise BadInput(f"the device {wanted} was asked for, this machine has: {here}; use --device auto")
+    return wanted

@@ -1,0 +1,167 @@
+import math
+
+import pytest
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from volsam.errors import BadInput
+from volsam.models.attention import Attention, GridAttention
+
+WIDTH, HEADS = 12, 3
+
+
+def an_attention(
+    window: tuple[int, ...], grid: tuple[int, ...], bias: str = "aligned", axes: str = "dhw"
+) -> GridAttention:
+    torch.manual_seed(0)
+    attention = GridAttention(WIDTH, HEADS, window, grid, axes, bias).double()
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter)
+    return attention
+
+
+def rows(table: Tensor, size: int) -> Tensor:
+    """(query, key, channels) by explicit indexing, the table interpolated where it has another length."""
+    if len(table) != 2 * size - 1:
+        table = F.interpolate(table.T[None], size=2 * size - 1, mode="linear")[0].T
+    at = torch.arange(size)
+    return table[at[:, None] - at[None, :] + size - 1]
+
+
+def with_filling(attention: GridAttention, x: Tensor) -> Tensor:
+    """The same attention done the long way: zeros fill the windows and take part as queries and keys."""
+    _, *grid, c = x.shape
+    d, h, w = window = [step or size for step, size in zip(attention.window, grid, strict=True)]
+    pad = [-size % step for size, step in zip(grid, window, strict=True)]
+    padded = F.pad(x, (0, 0, 0, pad[2], 0, pad[1], 0, pad[0]))
+    z, y, u = (size // step for size, step in zip(padded.shape[1:4], window, strict=True))
+    cut = rearrange(padded, "b (z d) (y h) (u w) c -> (b z y u) (d h w) c", d=d, h=h, w=w)
+    q, k, v = rearrange(attention.qkv(cut), "b l (part n c) -> part b n l c", part=3, n=HEADS)
+    logits = (q @ k.mT / math.sqrt(c // HEADS)).reshape(*q.shape[:2], d, h, w, d, h, w)
+    query = rearrange(q, "b n (d h w) c -> b n d h w c", d=d, h=h, w=w)
+    sizes = dict(zip("dhw", window, strict=True))
+    tables = {axis: rows(table, sizes[axis]) for axis, table in attention.tables.items()}
+    if attention.bias == "published":
+        of_d, of_h, of_w = (torch.einsum(f"bndhwc,{axis}kc->bndhwk", query, tables[axis]) for axis in "dhw")
+        logits = logits + of_d[..., None, None, :] + of_h[:, :, :, :, None, :, None, :] + of_w[:, :, :, :, None, None]
+    else:
+        for axis, place in zip("dhw", ("k 1 1", "1 k 1", "1 1 k"), strict=True):
+            if axis in tables:
+                term = torch.einsum(f"bndhwc,{axis}kc->bndhwk", query, tables[axis])
+                logits = logits + rearrange(term, f"b n d h w k -> b n d h w {place}")
+    out = logits.flatten(5).flatten(2, 4).softmax(-1) @ v
+    out = rearrange(out, "(b z y u) n (d h w) c -> b (z d) (y h) (u w) (n c)", z=z, y=y, u=u, d=d, h=h, w=w)
+    return attention.project(out[:, : grid[0], : grid[1], : grid[2]])
+
+
+CASES = [
+    # window, grid, bias, axes
+    ((4, 4, 4), (3, 3, 3), "aligned", "dhw"),
+    ((4, 4, 4), (3, 3, 3), "published", "dhw"),
+    ((3, 3, 3), (4, 4, 4), "published", "dhw"),  # eight patterns of filling
+    ((3, 3, 3), (4, 5, 7), "aligned", "dhw"),
+    ((3, 3, 3), (4, 5, 7), "published", "dhw"),
+    ((3, 3, 3), (3, 6, 4), "published", "dhw"),  # full windows along two axes
+    ((3, 3, 3), (4, 6, 3), "published", "dhw"),
+    ((3, 3, 3), (6, 3, 3), "published", "dhw"),  # nothing filled
+    ((2, 3, 4), (5, 3, 6), "aligned", "dhw"),
+    ((1, 4, 4), (1, 9, 9), "aligned", "hw"),  # as 2D SAM: only the last windows are filled
+    ((1, 4, 4), (3, 6, 4), "aligned", "hw"),
+    ((1, 5, 5), (2, 3, 4), "aligned", "hw"),
+    ((1, 0, 0), (3, 4, 5), "aligned", "hw"),
+    ((0, 0, 0), (2, 3, 4), "aligned", "dhw"),
+    ((0, 0, 0), (3, 3, 3), "published", "dhw"),
+    ((0, 2, 2), (3, 3, 3), "aligned", "dh"),
+    ((3, 3, 3), (4, 4, 4), "aligned", ""),  # no tables
+    ((0, 0, 0), (2, 3, 4), "aligned", ""),
+]
+
+
+@pytest.mark.parametrize(("window", "grid", "bias", "axes"), CASES)
+def test_folding_the_filling_away_changes_nothing(
+    window: tuple[int, ...], grid: tuple[int, ...], bias: str, axes: str
+) -> None:
+    attention = an_attention(window, grid, bias, axes)
+    x = torch.randn(2, *grid, WIDTH, dtype=torch.float64)
+    assert_close(attention(x), with_filling(attention, x), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("bias", ["aligned", "published"])
+def test_in_float32_the_fold_stays_close(bias: str) -> None:
+    attention = an_attention((6, 6, 6), (4, 4, 4), bias).float()
+    x = torch.randn(1, 4, 4, 4, WIDTH)
+    assert_close(attention(x), with_filling(attention, x), rtol=0, atol=1e-5 * float(attention(x).detach().abs().max()))
+
+
+@pytest.mark.parametrize(("window", "grid", "bias", "axes"), CASES[:5] + CASES[9:10])
+def test_every_weight_learns_as_with_the_filling(
+    window: tuple[int, ...], grid: tuple[int, ...], bias: str, axes: str
+) -> None:
+    attention = an_attention(window, grid, bias, axes)
+    x = torch.randn(1, *grid, WIDTH, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *attention.parameters()]
+    ours = torch.autograd.grad(attention(x).square().sum(), wanted)
+    theirs = torch.autograd.grad(with_filling(attention, x).square().sum(), wanted)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.abs().max() > 0
+        assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+def test_the_published_bias_is_another_function_than_the_aligned_one() -> None:
+    aligned, published = (an_attention((0, 0, 0), (3, 3, 3), bias) for bias in ("aligned", "published"))
+    x = torch.randn(1, 3, 3, 3, WIDTH, dtype=torch.float64)
+    assert (aligned(x) - published(x)).abs().max() > 1e-2
+
+
+def test_the_published_bias_is_refused_where_axes_differ() -> None:
+    with pytest.raises(BadInput, match="cubic"):
+        GridAttention(WIDTH, HEADS, (0, 0, 0), (2, 3, 3), bias="published")
+    with pytest.raises(BadInput, match="cubic"):
+        GridAttention(WIDTH, HEADS, (0, 0, 0), (3, 3, 3), axes="hw", bias="published")
+
+
+def test_tables_of_another_length_are_interpolated() -> None:
+    attention = an_attention((3, 3, 3), (5, 5, 5))
+    for axis in "dhw":
+        attention.tables[axis] = nn.Parameter(torch.randn(11, WIDTH // HEADS, dtype=torch.float64))
+    x = torch.randn(1, 5, 5, 5, WIDTH, dtype=torch.float64)
+    assert_close(attention(x), with_filling(attention, x), rtol=0, atol=1e-11)
+
+
+def test_a_volume_of_another_size_uses_the_tables_of_whole_axes_too() -> None:
+    attention = an_attention((1, 0, 0), (1, 5, 5), axes="hw")
+    x = torch.randn(1, 1, 3, 7, WIDTH, dtype=torch.float64)
+    assert_close(attention(x), with_filling(attention, x), rtol=0, atol=1e-11)
+
+
+def test_a_replaced_qkv_also_decides_what_filled_tokens_become() -> None:
+    class Shifted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + torch.cos(x).sum(-1, keepdim=True)
+
+    attention = an_attention((4, 4, 4), (3, 3, 3))
+    attention.qkv = Shifted(WIDTH, 3 * WIDTH).double()
+    x = torch.randn(1, 3, 3, 3, WIDTH, dtype=torch.float64)
+    assert_close(attention(x), with_filling(attention, x), rtol=0, atol=1e-11)
+
+
+def test_slices_do_not_see_each_other() -> None:
+    attention = an_attention((1, 3, 3), (1, 5, 5), axes="hw")
+    x = torch.randn(1, 4, 5, 5, WIDTH, dtype=torch.float64)
+    apart = torch.cat([attention(slice_) for slice_ in x.split(1, dim=1)], dim=1)
+    assert_close(attention(x), apart)
+
+
+def test_attention_between_lists_is_a_softmax_over_the_keys() -> None:
+    torch.manual_seed(0)
+    attention = Attention(WIDTH, HEADS, inner=6).double()
+    query, key, value = (torch.randn(2, length, WIDTH, dtype=torch.float64) for length in (3, 5, 5))
+    q, k, v = (
+        rearrange(part, "b l (n c) -> b n l c", n=HEADS)
+        for part in (attention.query(query), attention.key(key), attention.value(value))
+    )
+    out = (q @ k.mT / math.sqrt(6 // HEADS)).softmax(-1) @ v
+    assert_close(attention(query, key, value), attention.project(rearrange(out, "b n l c -> b l (n c)")))
