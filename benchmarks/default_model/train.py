@@ -1,6 +1,8 @@
 """Train volsam-s from nothing.
 
-    python benchmarks/default_model/train.py --config benchmarks/default_model/cpu.yaml --data ../shared/data --run runs/default_model
+    python benchmarks/default_model/train.py --config benchmarks/default_model/cpu.yaml --data ../shared/data
+    python benchmarks/default_model/calibrate.py --data ../shared/data
+    python benchmarks/default_model/evaluate.py --model runs/default_model/volsam-s.safetensors --data ../shared/data
 
 The schedule is in minutes, not steps, so that a configuration means the same anywhere. A run that was stopped goes on
 from its last checkpoint. Everything a checkpoint needs is in `RUN/last.pt`; the averaged weights are written to
@@ -76,7 +78,8 @@ class Config:
 
 @dataclass
 class Batch:
-    """image (b 3 n n n); masks (2b 1 n n n) in 0..1; half (2b 1 n/2 ...); wholes (2b,), in voxels; first clicks (2b 3)."""
+    """image (b 3 n n n); masks (2b 1 n n n) in 0..1; half: the same at half size; wholes (2b,), in voxels; first clicks
+    (2b 3), NOWHERE for the second target of a crop."""
 
     image: Tensor
     masks: Tensor
@@ -212,7 +215,9 @@ def overlap(half: Tensor, batch: Batch) -> Tensor:
     return 2 * both / (mask.sum(dim=(1, 2, 3, 4)) + whole + 1e-3)
 
 
-def step(model: DensePromptNet, batch: Batch, progress: float, generator: torch.Generator) -> tuple[Tensor, list[float]]:
+def step(
+    model: DensePromptNet, batch: Batch, progress: float, generator: torch.Generator
+) -> tuple[Tensor, list[float]]:
     """Loss of one simulated conversation, and the mean Dice inside the crop after each click."""
     chances = torch.tensor(EARLY_TURNS if progress < 0.45 else LATE_TURNS)
     turns = TURNS[int(torch.multinomial(chances, 1, generator=generator))]
@@ -306,10 +311,9 @@ def train(rank: int, config: Config, data: Path, run: Path) -> None:
         if rank == 0 and now - told > 60:
             told = now
             loss_, one, three, end = np.mean(history, axis=0)
-            print(
-                f"{(now - started) / 60:6.1f} min  step {count:5d}  {size}^3  loss {loss_:.3f}  dice 1st {one:.3f}  up to 3rd {three:.3f}  last {end:.3f}",
-                flush=True,
-            )
+            minutes = (now - started) / 60
+            print(f"{minutes:6.1f} min  step {count:5d}  {size}^3  loss {loss_:.3f}", end="  ")
+            print(f"dice 1st {one:.3f}  up to 3rd {three:.3f}  last {end:.3f}", flush=True)
             history.clear()
         if rank == 0 and now - saved_at > 240:
             saved_at = now

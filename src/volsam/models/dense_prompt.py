@@ -92,12 +92,14 @@ class Pointwise(nn.Module):
 class Draft:
     """A mask at half size and what its refinement needs.
 
-    half: (b 1 d h w) logits at half size; state: (b c d h w) decoder features there; quality: (b 1).
+    half: (b 1 d h w) logits at half size; state: (b c d h w) decoder features there; quality: (b 1), expected Dice with
+    the whole object; evidence: (b c), what the quality was judged by.
     """
 
     half: Tensor
     state: Tensor
     quality: Tensor
+    evidence: Tensor
 
 
 class DensePromptNet(nn.Module):
@@ -173,7 +175,8 @@ class DensePromptNet(nn.Module):
         x1 = _grow(self.narrow[1](x2)) + self.skips[1](f1) + self.prompts[1](self._maps_at(2, keys[0], shared, prompts))
         x1 = F.gelu(self.blocks[1](x1))
         half = GAIN * self.coarse(x1)
-        return Draft(half, self.narrow[0](x1), self._quality(x3, x2, half, prompts))
+        evidence = self._evidence(x3, x2, half, prompts)
+        return Draft(half, self.narrow[0](x1), self.quality(evidence).sigmoid(), evidence)
 
     def refine(
         self, features: Features, prompts: Prompts, draft: Draft, part: Part, skip: Tensor | None = None
@@ -245,8 +248,8 @@ class DensePromptNet(nn.Module):
             dim=1,
         )
 
-    def _quality(self, x3: Tensor, x2: Tensor, half: Tensor, prompts: Prompts) -> Tensor:
-        """(b 1): expected Dice with the whole object, the part outside the field of view included."""
+    def _evidence(self, x3: Tensor, x2: Tensor, half: Tensor, prompts: Prompts) -> Tensor:
+        """(b c): what the quality head sees: features inside the mask and everywhere, and facts about the mask."""
         # The head judges; it must not bend the mask to please itself.
         x3, x2, half = x3.detach(), x2.detach(), half.detach()
         mask = half.sigmoid()
@@ -268,7 +271,7 @@ class DensePromptNet(nn.Module):
             4 * (mask * (1 - mask)).sum(dim=(1, 2, 3, 4)) / voxels,
             clicks / 10,
         ]
-        return self.quality(torch.cat([*pooled, torch.stack(facts, dim=1)], dim=1)).sigmoid()
+        return torch.cat([*pooled, torch.stack(facts, dim=1)], dim=1)
 
 
 def _grow(x: Tensor) -> Tensor:
