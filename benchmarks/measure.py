@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,15 +37,16 @@ class Run:
 def run(command: Sequence[str]) -> Run:
     """Run a command from start to end; it ends the script if it fails."""
     before = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    output, complaint = process.stdout.read(), process.stderr.read()
-    _, status, used = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - before
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        sys.exit(f"failed: {' '.join(command)}\n{output}{complaint}")
+    with tempfile.TemporaryFile("w+") as complaint:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaint, text=True)
+        assert process.stdout is not None
+        output = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - before
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            complaint.seek(0)
+            sys.exit(f"failed: {' '.join(command)}\n{output}{complaint.read()}")
     per_mebibyte = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kibibytes
     return Run(wall, used.ru_utime + used.ru_stime, used.ru_maxrss / per_mebibyte, output)
 

@@ -24,7 +24,7 @@ sys.path.append(str(HERE.parent))
 from measure import VOLSAM, Run, busy, machine, ratios, run, spread, table  # noqa: E402
 
 LARGE, SMALL = (512, 512, 600), (128, 128, 128)
-SPACING = 0.8  # mm
+SPACING = 0.75  # mm
 RADIUS = 24  # voxels, of the object in the middle
 # Where the clicks after the first one go, in voxels from the middle; the second number is the sign.
 LATER = (((10, 0, 0), 1), ((0, 36, 0), 0), ((0, -12, 6), 1), ((-34, 0, 8), 0), ((4, 8, -14), 1))
@@ -59,7 +59,8 @@ def main() -> None:
 def measure(images: dict[str, Path], options: argparse.Namespace) -> dict[str, list[Sample]]:
     """Every process, `rounds` times, in a fresh order each time."""
     order = random.Random(options.seed)
-    samples: dict[str, list[Sample]] = {f"{kind} {name}": [] for kind in ("steps", "command") for name in images}
+    kinds = ("steps", "command", "everything")
+    samples: dict[str, list[Sample]] = {f"{kind} {name}": [] for kind in kinds for name in images}
     for number in range(1, options.rounds + 1):
         for what in order.sample(sorted(samples), len(samples)):
             kind, name = what.split()
@@ -68,16 +69,18 @@ def measure(images: dict[str, Path], options: argparse.Namespace) -> dict[str, l
                 done = run([sys.executable, __file__, "--steps", str(images[name]), str(mask), options.device])
                 samples[what].append({**json.loads(done.output), "process": done.wall, "peak": done.peak})
             else:
-                samples[what].append(_command(images[name], mask, options.device))
+                samples[what].append(_command(images[name], mask, options.device, everything=kind == "everything"))
         print(f"round {number} of {options.rounds} done", file=sys.stderr, flush=True)
     return samples
 
 
-def _command(image: Path, mask: Path, device: str) -> Sample:
-    """`volsam segment` itself, as a user runs it."""
+def _command(image: Path, mask: Path, device: str, everything: bool) -> Sample:
+    """`volsam segment` itself, as a user runs it, with all that it can write or with the mask alone."""
     shape = LARGE if image.name.startswith("large") else SMALL
     click = ",".join(str(size // 2) for size in shape)
-    done: Run = run([*VOLSAM, "segment", str(image), "-p", click, "--device", device, "-o", str(mask)])
+    more = ["--uncertainty", str(mask.with_name("chance.nii.gz")), "--preview", str(mask.with_name("mask.png"))]
+    words = ["segment", str(image), "-p", click, "--device", device, "-o", str(mask), *(more if everything else [])]
+    done: Run = run([*VOLSAM, *words])
     return {"process": done.wall, "cpu": done.cpu, "beyond": done.peak - _mebibytes(shape)}
 
 
@@ -90,9 +93,13 @@ def describe(samples: dict[str, list[Sample]], options: argparse.Namespace, noti
         ratio = ratios(a, b)
         return [label, spread(a), spread(b), spread(ratio), _verdict(median(ratio), goal)]
 
-    commands = [[sample["process"] for sample in samples[f"command {name}"]] for name in ("large", "small")]
-    cpu = [[sample["cpu"] for sample in samples[f"command {name}"]] for name in ("large", "small")]
-    beyond = [[sample["beyond"] for sample in samples[f"command {name}"]] for name in ("large", "small")]
+    def whole(kind: str, key: str) -> list[list[float]]:
+        return [[sample[key] for sample in samples[f"{kind} {name}"]] for name in ("large", "small")]
+
+    def process(label: str, kind: str, key: str) -> list[str]:
+        both = whole(kind, key)
+        return [label, *map(spread, both), spread(ratios(*both)), ""]
+
     head = ["seconds", "512 × 512 × 600", "128³", "ratio", "goal"]
     times = [
         row("start-up: import and weights", "start"),
@@ -104,8 +111,9 @@ def describe(samples: dict[str, list[Sample]], options: argparse.Namespace, noti
         row("later click, the mask before it still in use", "held", MOST_WARM),
         row("write the mask", "write"),
         row("all but reading and writing, one click", "rest", MOST_COLD),
-        ["`volsam segment`, whole process", *map(spread, commands), spread(ratios(*commands)), ""],
-        ["`volsam segment`, CPU seconds", *map(spread, cpu), spread(ratios(*cpu)), ""],
+        process("`volsam segment`, whole process", "command", "process"),
+        process("`volsam segment`, CPU seconds", "command", "cpu"),
+        process("with `--uncertainty` and `--preview`", "everything", "process"),
     ]
     memory = [
         [
@@ -120,10 +128,11 @@ def describe(samples: dict[str, list[Sample]], options: argparse.Namespace, noti
             ("later clicks", "later", MOST_MEMORY),
             ("a mask kept by the caller", "held", MOST_MEMORY),
             ("mask written", "write", MOST_MEMORY),
-            ("uncertainty on the volume's grid", "doubt", MOST_MEMORY),
         )
     ]
-    memory.append(["`volsam segment`", *(spread(side, 0) for side in beyond), _verdict(max(beyond[0]), MOST_MEMORY)])
+    for label, kind in (("`volsam segment`", "command"), ("with `--uncertainty` and `--preview`", "everything")):
+        beyond = whole(kind, "beyond")
+        memory.append([label, *(spread(side, 0) for side in beyond), _verdict(max(beyond[0]), MOST_MEMORY)])
     same = all(a["zooms"] == b["zooms"] for a, b in zip(large, small, strict=True))
     return [
         "# Large volumes",
@@ -143,11 +152,6 @@ def describe(samples: dict[str, list[Sample]], options: argparse.Namespace, noti
         f"({_mebibytes(LARGE):.0f} and {_mebibytes(SMALL):.0f} MiB):",
         "",
         table(["by the end of", "512 × 512 × 600", "128³", "goal (worst of all rounds)"], memory),
-        "",
-        "The last row but one is not part of the goal's path: it is taken after the mask was written, and asks for two "
-        "maps of the whole volume."
-        if memory[-2][-1]
-        else "",
         "",
     ]
 
@@ -229,25 +233,22 @@ def steps(image: str, mask: str, device: str) -> None:
                 keep[:] = [session.mask]
         return walls, cpus
 
+    found["rest"] = found["start"] + found["first"]
+
     walls, cpus = later(None)
     found["later"], found["later_cpu"] = median(walls), median(cpus)
     found["later_peak"] = _peak()
 
     for _ in LATER:
         session.undo()
+    # Prompts added anew have new numbers, so nothing here is remembered from the first time.
+    found["held"] = median(later([session.mask])[0])
+    found["held_peak"] = _peak()
+
     then = time.perf_counter()
     volsam.write_volume(session.mask, mask)
     found["write"] = time.perf_counter() - then
     found["write_peak"] = _peak()
-    found["rest"] = found["start"] + found["first"]
-
-    kept = [session.mask]
-    # Prompts added anew have new numbers, so nothing here is remembered from the first time.
-    found["held"] = median(later(kept)[0])
-    found["held_peak"] = _peak()
-
-    session.uncertainty(size=8).on(volume.grid)
-    found["doubt_peak"] = _peak()
     print(json.dumps(found))
 
 

@@ -719,7 +719,8 @@ def test_what_stops_half_way_leaves_the_old_file_and_no_other(tmp_path, a_scan, 
         assert len(list(tmp_path.iterdir())) <= 2
         raise trouble
 
-    monkeypatch.setattr("volsam.data.io.rearrange", fail)
+    monkeypatch.setattr("volsam.data.nifti.rearrange", fail)
+    monkeypatch.setattr("volsam.data.itk.rearrange", fail)
     monkeypatch.setattr(nib.MGHImage, "to_filename", fail)
     with pytest.raises((BadInput, KeyboardInterrupt, RuntimeError)):
         write_volume(a_scan, path)
@@ -731,7 +732,7 @@ def test_a_full_disk_is_one_line(tmp_path, a_scan, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("volsam.data.io.rearrange", fail)
+    monkeypatch.setattr("volsam.data.nifti.rearrange", fail)
     assert "mask.nii cannot be written: No space left on device" in refusal(write_volume, a_scan, tmp_path / "mask.nii")
 
 

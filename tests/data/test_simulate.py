@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from volsam.data import simulate
 from volsam.data.simulate import bounding_box, deepest, first_click, next_click
@@ -107,17 +108,29 @@ def test_the_deepest_point_agrees_with_looking_at_every_pair_of_voxels():
     assert depths[(inside == voxel).all(axis=1)] == pytest.approx(depths.max())
 
 
-@pytest.mark.parametrize("thickness", [2, 40])
-def test_a_large_region_is_clicked_to_within_a_few_voxels(monkeypatch, thickness):
-    monkeypatch.setattr(simulate, "MOST_VOXELS", 1 << 12)
-    region = a_box((4, 4, 4), (60, 60, 4 + thickness), (64, 64, 64))
-    spacing = np.array([0.5, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(6))
+def test_looking_at_blocks_first_finds_the_very_same_voxel(monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    spacing = np.array([[1, 1, 1], [0.6, 0.8, 3.0]][seed % 2])
+    smooth = gaussian_filter(rng.normal(size=(40, 33, 26)), (1, 2, 4, 1, 2, 4)[seed])
+    region = smooth > np.quantile(smooth, rng.uniform(0.2, 0.8))
+    exact, exact_depth = deepest(region, spacing)
+    monkeypatch.setattr(simulate, "MOST_BLOCKS", 1 << 9)
     voxel, depth = deepest(region, spacing)
+    assert depth == exact_depth
+    assert tuple(voxel) == tuple(exact)
+
+
+@pytest.mark.parametrize("thickness", [2, 40])
+def test_a_huge_region_is_clicked_to_within_a_block(monkeypatch, thickness):
+    monkeypatch.setattr(simulate, "MOST_BLOCKS", 1 << 9)
+    monkeypatch.setattr(simulate, "MOST_VOXELS", 1 << 6)
+    region = a_box((4, 4, 4), (60, 60, 4 + thickness), (64, 64, 64))
+    voxel, depth = deepest(region, np.ones(3))
     assert region[tuple(voxel)]
-    exact = min(thickness // 2, 14)
-    assert depth == pytest.approx(exact, abs=4)
-    walls = [voxel[:2].min() - 3, 60 - voxel[:2].max(), 2 * (voxel[2] - 3), 2 * (4 + thickness - voxel[2])]
-    assert 0.5 * min(walls) >= min(exact, 10)
+    walls = [voxel.min() - 3, 60 - voxel[:2].max(), 4 + thickness - voxel[2]]
+    assert min(walls) >= thickness / 2 - 8
+    assert depth >= thickness / 2
 
 
 def test_a_bounding_box_holds_the_region_and_no_more():

@@ -29,11 +29,18 @@ class PromptLog:
     _steps: list[Active] = field(default_factory=lambda: [()])
     _at: int = 0
     _next: int = 1
+    _turn: dict[int, int] = field(default_factory=dict)
 
     @property
     def active(self) -> Active:
         """The standing prompts with their numbers, oldest first."""
         return self._steps[self._at]
+
+    @property
+    def turns(self) -> list[int]:
+        """How many prompts stand after each turn; prompts that were added together are one turn."""
+        turn = [self._turn[number] for number, _ in self.active]
+        return [end for end in range(1, len(turn) + 1) if turn[end - 1 : end] != turn[end : end + 1]]
 
     @property
     def can_undo(self) -> bool:
@@ -45,11 +52,13 @@ class PromptLog:
         """Whether a step was taken back."""
         return self._at + 1 < len(self._steps)
 
-    def add(self, prompt: Prompt) -> int:
-        """Append a prompt; returns its number."""
+    def add(self, prompt: Prompt, together_with: int | None = None) -> int:
+        """Append a prompt; returns its number. Prompts `together_with` the same one are to be answered together."""
         number = self._next
         self._next += 1
-        self.entries.append({"op": "add", "id": number, "prompt": _to_saved(prompt)})
+        self._turn[number] = number if together_with is None else together_with
+        together = {} if together_with is None else {"with": together_with}
+        self.entries.append({"op": "add", "id": number, **together, "prompt": _to_saved(prompt)})
         self._step((*self.active, (number, prompt)))
         return number
 
@@ -93,7 +102,7 @@ class PromptLog:
         for entry in entries:
             op = entry.get("op")
             if op == "add":
-                log.add(_from_saved(entry["prompt"], grid))
+                log.add(_from_saved(entry["prompt"], grid), entry.get("with"))
             elif op == "remove":
                 log.remove(int(entry["id"]))
             elif op in ("undo", "redo", "reset"):
@@ -120,5 +129,7 @@ def _from_saved(record: Mapping[str, Any], grid: Grid) -> Prompt:
         return from_record(record, grid)
     own = Grid(tuple(record["shape"]), np.array(record["affine"]))
     bits = np.frombuffer(zlib.decompress(base64.b64decode(record["bits"])), np.uint8)
-    mask = np.unpackbits(bits, count=int(np.prod(own.shape))).reshape(own.shape)
-    return MaskHint(mask, own)
+    voxels = int(np.prod(own.shape))
+    if len(bits) != -(-voxels // 8):  # numpy would fill with zeros
+        raise ValueError("the bits of a mask do not fit its shape")
+    return MaskHint(np.unpackbits(bits, count=voxels).reshape(own.shape), own)

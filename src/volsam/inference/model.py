@@ -23,8 +23,6 @@ Bounds = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 # Where the half-size mask is surer than this of background, the full-size mask is not looked at.
 SURE = -2.5
-# Scribbles are thinned to this many points; every click is kept.
-MOST_POINTS = 48
 
 
 @dataclass(frozen=True)
@@ -91,16 +89,17 @@ class DensePromptModel:
         return draft.half[:, 0].float().cpu().numpy()
 
     def _prompts(self, encoded: Features, prompts: Sequence[GridPrompts], previous: Logits | None) -> Prompts:
-        thin = [_thinned(asked) for asked in prompts]
-        count = max(1, *(len(points) for points, _ in thin))
+        count = max(1, *(len(asked.points) for asked in prompts))
         points = np.full((len(prompts), count, 3), NOWHERE, np.float32)
         labels = np.full((len(prompts), count), -1, np.int64)
         shape = encoded.image.shape[-3:]
         boxes = np.zeros((len(prompts), 1, *shape), np.float32)
-        for index, (some, signs) in enumerate(thin):
-            points[index, : len(some)] = some
-            labels[index, : len(some)] = signs
-            _fill_boxes(boxes[index, 0], prompts[index].boxes)
+        for index, asked in enumerate(prompts):
+            # A click beyond the region is absent here: the network would take the border's features for the click's.
+            seen = ((asked.points >= -0.5) & (asked.points <= np.array(shape) - 0.5)).all(axis=1)
+            points[index, : seen.sum()] = asked.points[seen]
+            labels[index, : seen.sum()] = asked.labels[seen]
+            _fill_boxes(boxes[index, 0], asked.boxes)
         fed = None
         if previous is not None:
             fed = torch.from_numpy(np.ascontiguousarray(previous, dtype=np.float32))[None, None].to(self.device)
@@ -109,18 +108,11 @@ class DensePromptModel:
         return Prompts(torch.from_numpy(points).to(self.device), torch.from_numpy(labels).to(self.device), box, fed)
 
 
-def _thinned(prompts: GridPrompts) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """At most MOST_POINTS points, evenly along what there is."""
-    count = len(prompts.points)
-    keep = np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int)) if count else slice(0)
-    return prompts.points[keep], prompts.labels[keep]
-
-
 def _fill_boxes(canvas: Logits, boxes: NDArray[np.float64]) -> None:
-    """1 in every voxel whose centre lies in a box; a flat box fills one slice."""
+    """1 in every voxel that a box holds, those of its corners included; a flat box fills one slice."""
     for low, high in boxes:
-        first = np.clip(np.ceil(low - 0.5), 0, np.array(canvas.shape)).astype(int)
-        last = np.clip(np.maximum(np.floor(high + 0.5), first + 1), 0, np.array(canvas.shape)).astype(int)
+        first = np.clip(np.floor(low + 0.5), 0, canvas.shape).astype(int)
+        last = np.clip(np.floor(high + 0.5) + 1, 0, canvas.shape).astype(int)
         canvas[first[0] : last[0], first[1] : last[1], first[2] : last[2]] = 1
 
 

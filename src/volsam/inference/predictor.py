@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from volsam.geometry import Grid, Shape, resample
 from volsam.inference import zoom
 from volsam.inference.model import Decoded, InteractiveModel, Logits
-from volsam.prompts import Box, MaskHint, PromptSet
+from volsam.prompts import Box, MaskHint, Prompt, PromptSet, Scribble
 from volsam.volume import Volume
 
 # Encoded regions kept for clicks to come and for undo; one takes about 15 MB.
@@ -21,6 +21,8 @@ KEPT_REGIONS = 8
 OUTSIDE = -20.0
 # Voxels painted at once; bounds the memory for very large objects.
 SLAB = 1 << 24
+# Scribbles are shown to the model as so many points in all; every click is kept.
+MOST_POINTS = 48
 # A mask given as a start is trusted, not certain.
 HINT_LOGIT = 4.0
 # A 3D box is drawn by hand: the mask may pass it by this part of its size.
@@ -98,7 +100,7 @@ class Predictor:
         grid, edge = self.volume.grid, self.model.edge
         inside = zoom.positive_points(prompts)
         span = zoom.spanning(prompts)
-        if span is not None and not _flat_only(prompts):
+        if span is not None and not _flat_only(prompts, grid):
             return [zoom.fitting(grid, np.concatenate([span, inside]), edge)]
         middle = (inside.min(axis=0) + inside.max(axis=0)) / 2
         regions = [grid.around(middle, (edge,) * 3, spacing) for spacing in zoom.ladder(grid, edge)]
@@ -129,10 +131,12 @@ class Predictor:
 
     def _look(self, roi: Grid, prompts: PromptSet, before: Answer | None) -> Answer:
         previous = None if before is None else _carried(before, roi)
-        decoded = self.model.decode(self.encoded(roi), prompts.on(roi), previous)
+        decoded = self.model.decode(self.encoded(roi), thinned(prompts).on(roi), previous)
         answer = Answer(roi, decoded)
         boxes = [prompt for prompt in prompts if isinstance(prompt, Box)]
-        return _within_boxes(answer, boxes) if boxes else answer
+        # A flat box says nothing of other slices, so the mask may go anywhere there.
+        held = bool(boxes) and not any(_is_flat(box, self.volume.grid) for box in boxes)
+        return _within_boxes(answer, boxes) if held else answer
 
 
 def paint(answer: Answer | None, prompts: PromptSet, grid: Grid) -> Patch:
@@ -168,6 +172,20 @@ def _paint_logits(mask: NDArray[np.bool_], window: Grid, answer: Answer) -> None
         mask[start:stop] = np.asarray(logits, dtype=np.float32) > 0
 
 
+def thinned(prompts: PromptSet) -> PromptSet:
+    """The prompts with about MOST_POINTS points on scribbles, spread evenly along each; clicks stay."""
+    total = sum(len(prompt.points) for prompt in prompts if isinstance(prompt, Scribble))
+
+    def thin(prompt: Prompt) -> Prompt:
+        if not isinstance(prompt, Scribble) or total <= MOST_POINTS:
+            return prompt
+        count = max(1, len(prompt.points) * MOST_POINTS // total)
+        keep = ((np.arange(count) + 0.5) * len(prompt.points) / count).astype(int)
+        return Scribble(tuple(prompt.points[index] for index in keep), prompt.positive)
+
+    return PromptSet(map(thin, prompts))
+
+
 def _expected(answer: Answer) -> float:
     return answer.quality
 
@@ -186,19 +204,22 @@ def _mask_points(answer: Answer) -> NDArray[np.float64] | None:
 
 def _within_boxes(answer: Answer, boxes: list[Box]) -> Answer:
     """Nothing outside the 3D boxes, which are drawn a little too tight or too wide by hand."""
-    grid = answer.part_grid
-    allowed = np.zeros(grid.shape, bool)
+    decoded = answer.decoded
+    logits = np.where(_held(answer.part_grid, boxes), decoded.logits, np.float32(OUTSIDE))
+    low_res = np.where(_held(answer.roi.coarsened(2), boxes), decoded.low_res, np.float32(OUTSIDE))
+    return Answer(answer.roi, replace(decoded, logits=logits, low_res=low_res))
+
+
+def _held(grid: Grid, boxes: list[Box]) -> NDArray[np.bool_]:
+    """Which voxels of `grid` lie in a box or its slack."""
+    held = np.zeros(grid.shape, bool)
     for box in boxes:
         corners = np.sort(grid.to_voxels([box.low, box.high]), axis=0)
-        size = corners[1] - corners[0]
-        if size.min() < 0.5:  # flat: a 2D box says nothing about other slices
-            return answer
-        slack = BOX_SLACK * size + 0.5
+        slack = BOX_SLACK * (corners[1] - corners[0]) + 0.5
         first = np.ceil(corners[0] - slack).clip(0).astype(int)
         last = (np.floor(corners[1] + slack) + 1).clip(0).astype(int)
-        allowed[first[0] : last[0], first[1] : last[1], first[2] : last[2]] = True
-    logits = np.where(allowed, answer.decoded.logits, np.float32(OUTSIDE)).astype(np.float32)
-    return Answer(answer.roi, replace(answer.decoded, logits=logits))
+        held[first[0] : last[0], first[1] : last[1], first[2] : last[2]] = True
+    return held
 
 
 def _hint_answer(prompts: PromptSet, grid: Grid, edge: int) -> Answer | None:
@@ -208,17 +229,22 @@ def _hint_answer(prompts: PromptSet, grid: Grid, edge: int) -> Answer | None:
         return None
     span = zoom.spanning(hints[-1:])
     assert span is not None  # the mask is not empty
-    roi = zoom.fitting(grid, span, edge)
+    roi = zoom.fitting(grid, np.concatenate([span, zoom.positive_points(prompts)]), edge)
     share = resample(hints[-1].mask.astype(np.float32), hints[-1].grid, roi.coarsened(2), mode="area")
     low_res = ((np.asarray(share, dtype=np.float32) - 0.5) * 2 * HINT_LOGIT).astype(np.float32)
     full = ((0, edge), (0, edge), (0, edge))
     return Answer(roi, Decoded(low_res, np.zeros((edge,) * 3, np.float32), full, 0.0))
 
 
-def _flat_only(prompts: PromptSet) -> bool:
+def _flat_only(prompts: PromptSet, grid: Grid) -> bool:
     """Whether all that tells the extent is 2D boxes, which say nothing of the third axis; the zooms are tried then."""
     boxes = [prompt for prompt in prompts if isinstance(prompt, Box)]
-    return bool(boxes) and all(min(np.abs(np.subtract(box.high, box.low))) < 1e-3 for box in boxes)
+    return bool(boxes) and all(_is_flat(box, grid) for box in boxes)
+
+
+def _is_flat(box: Box, grid: Grid) -> bool:
+    """Whether a box lies on one slice of the scan, along the scan's own axes."""
+    return bool(np.abs(np.subtract(*grid.to_voxels([box.low, box.high]))).min() < 0.5)
 
 
 def _shape(values: NDArray[np.int64]) -> Shape:

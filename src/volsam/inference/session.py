@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from volsam.errors import BadFile, BadInput
 from volsam.geometry import Grid, Shape, resample
@@ -17,7 +19,7 @@ from volsam.inference.log import Active, PromptLog
 from volsam.inference.model import InteractiveModel
 from volsam.inference.predictor import OUTSIDE, Answer, Patch, Predictor, paint
 from volsam.inference.uncertainty import Uncertainty, ensemble
-from volsam.prompts import Point, Prompt, PromptSet, require_inside
+from volsam.prompts import MaskHint, Point, Prompt, PromptSet, require_inside
 from volsam.volume import Volume
 
 FORMAT = "volsam-session"
@@ -76,9 +78,11 @@ class Session:
     def add_all(self, prompts: PromptSet) -> Changed | None:
         """Append several prompts and answer them together, once."""
         prompts.require_inside(self.volume.grid, self.volume.name)
+        first = None
         for prompt in prompts:
-            self._now.log.add(prompt)
-        return self._update(at_once=len(prompts))
+            number = self._now.log.add(prompt, together_with=first)
+            first = number if first is None else first
+        return self._update()
 
     def undo(self) -> Changed | None:
         """Take the last step back. Unlimited."""
@@ -121,10 +125,12 @@ class Session:
         return self.mask_of(self.current)
 
     def mask_of(self, name: str) -> Volume:
-        """The mask of any object. It stays as it is when the session goes on."""
+        """The mask of any object. It stays as it is when the session goes on; to change it, copy it."""
         if name not in self._objects:
             raise BadInput(f"no object is called {name!r}; there are: {', '.join(self._objects)}")
-        return self.volume.with_data(self._objects[name].canvas[None], name)
+        mask = self._objects[name].canvas[None]
+        mask.flags.writeable = False
+        return self.volume.with_data(mask, name)
 
     @property
     def quality(self) -> float | None:
@@ -137,12 +143,12 @@ class Session:
         """Probability of the current object on the volume's grid, float32; 0 outside the region looked at."""
         answer = self._answer
         values = np.zeros(self.volume.grid.shape, np.float32)
-        if answer is not None:
-            low, high = self.volume.grid.overlap(answer.roi)
+        low, high = ((0, 0, 0), (0, 0, 0)) if answer is None else self.volume.grid.overlap(answer.roi)
+        if answer is not None and all(b > a for a, b in zip(low, high, strict=True)):
             window = self.volume.grid.crop(low, high)
             logits = resample(answer.decoded.low_res, answer.roi.coarsened(2), window, fill=OUTSIDE)
             place = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-            values[place] = 1 / (1 + np.exp(-np.asarray(logits, dtype=np.float32)))
+            values[place] = expit(np.asarray(logits, dtype=np.float32))
         return self.volume.with_data(values[None], f"{self.current}_probability")
 
     def uncertainty(self, size: int = 24, seed: int = 0) -> Uncertainty:
@@ -155,10 +161,7 @@ class Session:
 
     def next_click(self) -> Point | None:
         """Where a click would tell the model most, mm RAS+: the middle of the least certain region, in the volume."""
-        place = self.uncertainty().least_certain()
-        if place is None or not bool(self.volume.grid.contains(place)):
-            return None
-        return place
+        return self.uncertainty().least_certain(self.volume.grid)
 
     # --- saving --------------------------------------------------------------------------------------------------
 
@@ -189,19 +192,18 @@ class Session:
     def load(cls, path: str | os.PathLike[str], model: InteractiveModel, volume: Volume) -> Session:
         """Go on with a saved session: the same volume, the same model or another one."""
         record = _read_record(Path(path))
-        saved = record["volume"]
-        same = saved["shape"] == list(volume.grid.shape) and np.allclose(saved["affine"], volume.grid.affine, atol=1e-4)
-        if not same:
-            raise BadInput(
-                f"{path} belongs to {saved['name']} with {saved['shape']} voxels, not to {volume.name} with "
-                f"{list(volume.grid.shape)}: open that volume, or one on the same grid"
-            )
-        session = cls(model, volume, object_name=record["objects"][0]["name"])
-        for item in record["objects"]:
-            session.select(item["name"])
-            session._now.log = PromptLog.replay(item["log"], volume.grid)
+        try:
+            _require_same_grid(record["volume"], volume, path)
+            logs = {str(item["name"]): PromptLog.replay(item["log"], volume.grid) for item in record["objects"]}
+            current = str(record["current"])
+            session = cls(model, volume, object_name=next(iter(logs)))
+        except (LookupError, TypeError, ValueError, AttributeError, StopIteration, zlib.error):
+            raise BadFile(f"{path} is damaged: what is in it does not make a session; open an older copy") from None
+        for name, log in logs.items():
+            session.select(name)
+            session._now.log = log
             session._update()
-        session.select(record["current"])
+        session.select(current)
         return session
 
     # --- inside --------------------------------------------------------------------------------------------------
@@ -218,18 +220,21 @@ class Session:
     def _answer(self) -> Answer | None:
         return self._now.answers.get(_key(self._now.log.active))
 
-    def _update(self, at_once: int = 1) -> Changed | None:
-        """Answer the standing prompts and paint the answer; prefixes that were answered before are looked up."""
+    def _update(self) -> Changed | None:
+        """Answer the standing prompts, turn by turn, and paint the answer; turns answered before are looked up.
+
+        An answer follows from the standing prompts and their turns alone, so it does not matter how they came to stand.
+        """
         item = self._now
-        active = item.log.active
-        done = len(active)
-        while done and _key(active[:done]) not in item.answers:
-            done -= 1
-        answer = item.answers.get(_key(active[:done])) if done else None
-        while done < len(active):
-            done = len(active) if at_once >= len(active) - done else done + 1
-            answer = self.predictor(PromptSet(prompt for _, prompt in active[:done]), answer)
-            item.answers[_key(active[:done])] = answer
+        active, turns = item.log.active, item.log.turns
+        done = max((end for end in turns if _key(active[:end]) in item.answers), default=0)
+        answer = item.answers.get(_key(active[:done]))
+        for end in (end for end in turns if end > done):
+            if any(isinstance(prompt, MaskHint) for _, prompt in active[done:end]):
+                answer = None  # a starting mask starts anew
+            answer = self.predictor(PromptSet(prompt for _, prompt in active[:end]), answer)
+            item.answers[_key(active[:end])] = answer
+            done = end
         return item.show(paint(answer, self._standing, self.volume.grid))
 
 
@@ -272,6 +277,16 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise BadFile(f"{path} is not a saved session: it is not JSON") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise BadFile(f"{path} is not a session saved by volsam")
-    if record.get("version", 0) > VERSION:
+    version = record.get("version")
+    if not isinstance(version, int) or version > VERSION:
         raise BadFile(f"{path} was saved by a newer version of volsam: update volsam to open it")
     return record
+
+
+def _require_same_grid(saved: dict[str, Any], volume: Volume, path: str | os.PathLike[str]) -> None:
+    grid = volume.grid
+    if saved["shape"] != list(grid.shape) or not np.allclose(saved["affine"], grid.affine, atol=1e-4):
+        raise BadInput(
+            f"{path} belongs to {saved['name']} with {saved['shape']} voxels, not to {volume.name} with "
+            f"{list(grid.shape)}: open that volume, or one on the same grid"
+        )

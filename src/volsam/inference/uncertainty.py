@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.special import expit
 
+from volsam.data.preprocess import inside
 from volsam.geometry import Grid, resample
 from volsam.inference.model import InteractiveModel
-from volsam.inference.predictor import Answer
+from volsam.inference.predictor import Answer, thinned
 from volsam.prompts import GridPrompts, Point, PromptSet
 
 BATCH = 8
@@ -43,9 +45,10 @@ class Uncertainty:
         probability, spread = (np.asarray(values, dtype=np.float32) for values in maps)
         return probability, spread
 
-    def least_certain(self) -> Point | None:
-        """The middle, in mm RAS+, of the region about which the model is least certain; None where it is certain."""
+    def least_certain(self, grid: Grid) -> Point | None:
+        """The middle, in mm RAS+, of the part of `grid` about which the model is least certain; None if of none."""
         doubt = 4 * self.probability * (1 - self.probability) + 2 * self.spread
+        doubt[~inside(grid, self.grid)] = 0
         parts, count = ndimage.label(doubt > max(0.5, 0.7 * float(doubt.max())))
         if count == 0:
             return None
@@ -63,7 +66,7 @@ def ensemble(
     """Decode `size` times, each time with one click drawn from the mask in place of the user's positive ones."""
     low_res = answer.decoded.low_res
     places = np.argwhere(low_res > 0)
-    asked = prompts.on(answer.roi)
+    asked = thinned(prompts).on(answer.roi)
     chance = []
     if len(places):
         rng = np.random.default_rng(seed)
@@ -75,9 +78,9 @@ def ensemble(
         ]
         for start in range(0, size, BATCH):
             logits = model.decode_many(encoded, sets[start : start + BATCH], low_res)
-            chance.append(1 / (1 + np.exp(-logits)))
+            chance.append(expit(logits))
     if not chance:
-        chance = [1 / (1 + np.exp(-low_res[None]))]
+        chance = [expit(low_res[None])]
     whole = np.concatenate(chance)
     return Uncertainty(
         whole.mean(axis=0).astype(np.float32), whole.std(axis=0).astype(np.float32), answer.roi.coarsened(2)

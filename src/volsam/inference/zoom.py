@@ -41,13 +41,14 @@ def fitting(grid: Grid, points: ArrayLike, edge: int, fill: float = FILL) -> Gri
     places = frame.to_voxels(points)
     low, high = places.min(axis=0), places.max(axis=0)
     span = float((high - low).max()) + float(grid.spacing.min())
-    extent = float((grid.spacing * grid.shape).max())
-    spacing = float(np.clip(span / (edge * fill), CLOSEST * float(grid.spacing.min()), 1.3 * extent / edge))
+    closest = CLOSEST * float(grid.spacing.min())
+    widest = max(closest, 1.3 * float((grid.spacing * grid.shape).max()) / edge)
+    spacing = float(np.clip(span / (edge * fill), closest, widest))
     return grid.around(frame.to_world((low + high) / 2), (edge,) * 3, spacing)
 
 
 def spanning(prompts: Iterable[Prompt]) -> NDArray[np.float64] | None:
-    """Points in mm that tell the object's extent: corners of boxes and masks, scribbles inside it; None from clicks."""
+    """Points in mm that tell the object's extent: corners of boxes and masks; None from clicks and scribbles."""
     found: list[NDArray[np.float64]] = []
     for prompt in prompts:
         if isinstance(prompt, Box):

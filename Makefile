@@ -1,0 +1,70 @@
+# make demo    sets everything up, then segments an invented scan with one click
+# make test    sets everything up, then runs every check, the documentation build and every test
+# make check   the same without the slow parts, in under two minutes
+# make docs    builds the documentation into site/
+# make bench   times what this project promises about time and memory; wants a quiet machine
+# make clean   removes what the others have made, the environment included
+#
+# All of them need Python 3.10 to 3.13 and make; PYTHON=python3.12 chooses one.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# An environment that is there already is kept; otherwise the first Python on the path makes one.
+PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+# Its version is part of the stamp's name, so that choosing another Python makes a new environment.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+READY := $(VENV)/.ready-$(VERSION)
+CONSTRAINTS := .ci/constraints.txt
+# Two workers with one thread each: the cores that there surely are.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+# Reaches the environments in which packages are built, too: nothing may bring another torch with it.
+export PIP_CONSTRAINT := $(CONSTRAINTS)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The theme of the documentation announces its plans with every build; that is not a finding about ours.
+export NO_MKDOCS_2_WARNING := 1
+
+.DEFAULT_GOAL := test
+.PHONY: demo test check style docs bench clean
+
+demo: $(READY)
+	$(BIN)/volsam demo
+
+test: style docs
+	$(PYTEST)
+
+check: style
+	$(PYTEST) -m "not slow"
+
+style: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(READY)
+	$(BIN)/python benchmarks/start/run.py
+	$(BIN)/python benchmarks/large_volume/run.py
+
+clean:
+	rm -rf $(VENV) site demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# torch first and by pip, which knows where this machine keeps its build; then everything else by uv, which is faster,
+# or by pip where there is no uv. Neither may replace torch.
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { echo \
+	  'error: $(PYTHON) is not Python 3.10 to 3.13; name one that is: make PYTHON=python3.12' >&2; exit 1; }
+	@test '$(PYTHON)' = '$(BIN)/python' || $(PYTHON) -m venv --clear $(VENV) || { echo \
+	  'error: $(PYTHON) cannot make an environment; Debian and Ubuntu keep that in the package python3-venv' >&2; \
+	  rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install -q "$$(grep '^torch==' $(CONSTRAINTS))"
+	$(BIN)/python -m pip install -q uv || echo 'uv cannot be had here; pip does it, more slowly'
+	if $(BIN)/python -m uv --version >/dev/null 2>&1; \
+	then $(BIN)/python -m uv pip install -q --python $(BIN)/python -c $(CONSTRAINTS) -e '.[itk,dev]'; \
+	else $(BIN)/python -m pip install -q -e '.[itk,dev]'; fi
+	@$(BIN)/python -c 'from importlib.metadata import version; found = "torch==" + version("torch").split("+")[0]; \
+	  assert found in open("$(CONSTRAINTS)").read().split(), "torch was replaced: " + found'
+	@touch $@

@@ -1,0 +1,60 @@
+"""Whether a volume fits into memory, found out before it is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from volsam.errors import BadInput
+from volsam.geometry import Grid
+
+# The least that a voxel takes: two bytes of intensity, as in most scans, and one of mask.
+BYTES_PER_VOXEL = 3
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
+def require_room(grid: Grid, name: str) -> None:
+    """Refuse a volume that cannot fit, with the numbers."""
+    voxels = grid.shape[0] * grid.shape[1] * grid.shape[2]
+    needed, free = voxels * BYTES_PER_VOXEL, available_memory()
+    if free is not None and needed > free:
+        size = " × ".join(map(str, grid.shape))
+        raise BadInput(
+            f"{name} has {size} voxels, which take at least {_gigabytes(needed)} of memory; {_gigabytes(free)} are free: "
+            "crop or resample it first"
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes that a new process may take, or None where the system does not tell."""
+    known = [amount for amount in (_free_of_machine(), _free_of_group()) if amount is not None]
+    return min(known, default=None)
+
+
+def _free_of_machine() -> int | None:
+    """What Linux says it could free; elsewhere all memory there is."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _free_of_group() -> int | None:
+    """What is left of the limit of a container."""
+    try:
+        limit = int((CONTROL_GROUP / "memory.max").read_text())
+        used = int((CONTROL_GROUP / "memory.current").read_text())
+        reclaimable = (CONTROL_GROUP / "memory.stat").read_text().partition("inactive_file ")[2].split()
+        return max(0, limit - used + int(reclaimable[0]))
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB"

@@ -1,0 +1,21 @@
+"""Options that several commands share, so that they read and behave alike."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+
+class Space(str, Enum):
+    """What the numbers of a prompt mean."""
+
+    voxel = "voxel"
+    ras = "ras"
+    lps = "lps"
+
+
+Model = Annotated[str | None, typer.Option("--model", metavar="NAME|PATH", help="See `volsam models list`.")]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where the network runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
