@@ -102,7 +102,7 @@ def describe(samples: dict[str, list[Run]], what: str, notice: str, rounds: int)
         "# From the command to the mask",
         f"Machine: {machine()}.",
         *([notice] if notice else []),
-        f"{what}. {rounds} rounds; medians with quartiles. Ratios are taken within a round.",
+        f"{what}. {rounds} round{'s' if rounds > 1 else ''}; medians with quartiles. Ratios are taken within a round.",
         table(head, rows),
     ]
     return "\n\n".join(parts) + "\n"

@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 from nibabel.orientations import aff2axcodes, axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import map_coordinates
 
 from volsam.errors import BadInput
 
@@ -299,6 +298,8 @@ def _resample_anywhere(
     data: NDArray[np.generic], matrix: NDArray[np.float64], shape: Shape, mode: Mode, fill: float
 ) -> NDArray[np.generic]:
     """Oblique to one another: interpolate position by position, some planes at a time."""
+    from scipy.ndimage import map_coordinates  # takes long to load, and most grids lie along one another
+
     step = np.abs(np.linalg.norm(matrix[:3, :3], axis=0))
     samples = [1 if mode != "area" else int(np.clip(np.ceil(size - 1e-3), 1, MOST_SAMPLES)) for size in step]
     shifts = list(product(*((np.arange(count) + 0.5) / count - 0.5 for count in samples)))

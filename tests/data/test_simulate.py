@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
 
 from volsam.data import simulate
 from volsam.data.simulate import bounding_box, deepest, first_click, next_click
@@ -108,29 +107,24 @@ def test_the_deepest_point_agrees_with_looking_at_every_pair_of_voxels():
     assert depths[(inside == voxel).all(axis=1)] == pytest.approx(depths.max())
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_looking_at_blocks_first_finds_the_very_same_voxel(monkeypatch, seed):
-    rng = np.random.default_rng(seed)
-    spacing = np.array([[1, 1, 1], [0.6, 0.8, 3.0]][seed % 2])
-    smooth = gaussian_filter(rng.normal(size=(40, 33, 26)), (1, 2, 4, 1, 2, 4)[seed])
-    region = smooth > np.quantile(smooth, rng.uniform(0.2, 0.8))
-    exact, exact_depth = deepest(region, spacing)
-    monkeypatch.setattr(simulate, "MOST_BLOCKS", 1 << 9)
-    voxel, depth = deepest(region, spacing)
-    assert depth == exact_depth
-    assert tuple(voxel) == tuple(exact)
-
-
 @pytest.mark.parametrize("thickness", [2, 40])
-def test_a_huge_region_is_clicked_to_within_a_block(monkeypatch, thickness):
-    monkeypatch.setattr(simulate, "MOST_BLOCKS", 1 << 9)
-    monkeypatch.setattr(simulate, "MOST_VOXELS", 1 << 6)
+def test_a_large_region_is_clicked_to_within_a_block(monkeypatch, thickness):
+    monkeypatch.setattr(simulate, "MOST_VOXELS", 1 << 12)
     region = a_box((4, 4, 4), (60, 60, 4 + thickness), (64, 64, 64))
     voxel, depth = deepest(region, np.ones(3))
     assert region[tuple(voxel)]
     walls = [voxel.min() - 3, 60 - voxel[:2].max(), 4 + thickness - voxel[2]]
-    assert min(walls) >= thickness / 2 - 8
-    assert depth >= thickness / 2
+    assert min(walls) >= thickness / 2 - 4
+    assert depth == pytest.approx(thickness / 2, abs=4)
+
+
+def test_a_large_thick_part_is_found_among_many_thin_ones(monkeypatch):
+    region = np.random.default_rng(0).random((48, 48, 48)) > 0.1
+    region[30:40, 8:18, 20:30] = True
+    exact, _ = deepest(region, np.ones(3))
+    monkeypatch.setattr(simulate, "MOST_VOXELS", 1 << 14)
+    voxel, _ = deepest(region, np.ones(3))
+    assert np.abs(voxel - exact).max() <= 3
 
 
 def test_a_bounding_box_holds_the_region_and_no_more():

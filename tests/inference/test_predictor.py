@@ -210,6 +210,7 @@ def test_a_negative_click_after_a_long_scribble_reaches_the_model(a_bowl, a_mode
     session.add(a_bowl.click("stone", positive=False))
     session.add(a_bowl.click("air", positive=False))
     assert a_model.asked[-1].labels.tolist().count(False) == 2
+    assert a_model.asked[-1].labels.tolist().count(True) == predictor_module.MOST_POINTS
     assert a_bowl.parts(session.mask) == {"flesh"}
 
 

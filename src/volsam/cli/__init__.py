@@ -9,11 +9,8 @@ from typing import Annotated
 import typer
 
 import volsam
-from volsam.cli import data, models
+from volsam.cli import data, demo, doctor, models, segment
 from volsam.cli.console import Command, Group
-from volsam.cli.demo import demo
-from volsam.cli.doctor import doctor
-from volsam.cli.segment import segment
 
 app = typer.Typer(
     cls=Group,
@@ -43,7 +40,7 @@ def start(
     """
 
 
-for command in (segment, demo, doctor):
+for command in (segment.segment, demo.demo, doctor.doctor):
     app.command(cls=Command)(command)
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")

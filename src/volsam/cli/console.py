@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -57,7 +57,7 @@ class Command(TyperCommand):
             fail(explained(error))
 
 
-def fail(text: str) -> None:
+def fail(text: str) -> NoReturn:
     """Say in one line why the command ends here, and end it."""
     say(f"error: {' '.join(text.split())}")
     raise typer.Exit(1)

@@ -222,7 +222,8 @@ def _click_on_a_ball() -> tuple[int, float]:
     from volsam.volume import Volume
 
     grid = Grid.at((24, 24, 24), 2.0)
-    distance = np.linalg.norm(np.stack(np.indices(grid.shape), axis=-1) - 11.5, axis=-1)
+    i, j, k = (line - 11.5 for line in np.ogrid[:24, :24, :24])
+    distance = np.sqrt(i**2 + j**2 + k**2)
     noise = np.random.default_rng(0).normal(0, 10, grid.shape)
     session = Session(load_model(device="cpu"), Volume((100 * (distance < 7) + noise).astype(np.int16), grid))
     x, y, z = grid.to_world((11.5, 11.5, 11.5))

@@ -124,7 +124,9 @@ def _require_places(job: Job) -> None:
         if not path.parent.is_dir():
             raise BadInput(f"{option} {path}: the folder {path.parent} does not exist: make it first")
         if not os.access(path.parent, os.W_OK):
-            raise BadInput(f"{option} {path}: files may not be made in {path.parent}: give another folder with {option}")
+            raise BadInput(
+                f"{option} {path}: files may not be made in {path.parent}: give another folder with {option}"
+            )
         taken[path] = option
 
 
@@ -167,7 +169,7 @@ def _write(job: Job, session: Session, doubt: Uncertainty | None, prompts: Promp
 
 
 def _probability(doubt: Uncertainty, volume: Volume) -> Volume:
-    """The mean probability on the volume's own grid; voxels outside the region take no memory until they are written."""
+    """The mean probability on the volume's own grid; voxels outside the region take no memory."""
     low, high = volume.grid.overlap(doubt.grid)
     values = np.zeros(volume.grid.shape, np.float32)
     window = tuple(slice(first, last) for first, last in zip(low, high, strict=True))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from volsam.errors import BadInput
-from volsam.geometry import Grid
+
+if TYPE_CHECKING:
+    from volsam.geometry import Grid
 
 # The least that a voxel takes: two bytes of intensity, as in most scans, and one of mask.
 BYTES_PER_VOXEL = 3
@@ -20,8 +23,8 @@ def require_room(grid: Grid, name: str) -> None:
     if free is not None and needed > free:
         size = " × ".join(map(str, grid.shape))
         raise BadInput(
-            f"{name} has {size} voxels, which take at least {_gigabytes(needed)} of memory; {_gigabytes(free)} are free: "
-            "crop or resample it first"
+            f"{name} has {size} voxels, which take at least {_gigabytes(needed)} of memory; {_gigabytes(free)} are "
+            "free: crop or resample it first"
         )
 
 

@@ -76,7 +76,8 @@ def verify(
     table(("array", "shape", "largest difference", ""), rows)
     wrong = sum(not difference.agrees for difference in differences)
     if wrong:
-        fail(f"{wrong} of {len(differences)} arrays of {fixture.name} differ from the original by more than {TOLERANCE:g}")
+        which = f"{wrong} of {len(differences)} arrays of {fixture.name}"
+        fail(f"{which} differ from the original by more than {TOLERANCE:g}")
 
 
 def known() -> list[Recipe]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from volsam.cli.options import Space
 from volsam.data.io import read_volume
 from volsam.errors import BadFile, BadInput
 from volsam.geometry import Grid
@@ -118,9 +120,10 @@ def extent(grid: Grid, space: str, name: str) -> str:
     """Where a volume lies, in the space in which the user points."""
     if space == "voxel":
         return f"{name} spans voxels 0,0,0 to {','.join(str(size - 1) for size in grid.shape)}"
-    low, high = grid.extent()
+    corners = np.array(grid.extent())
     if space == "lps":
-        low, high = (-high[0], -high[1], low[2]), (-low[0], -low[1], high[2])
+        corners = np.sort(corners * (-1, -1, 1), axis=0)
+    low, high = corners.tolist()
     return f"{name} spans {_shown(low)} to {_shown(high)} mm ({space.upper()}+)"
 
 

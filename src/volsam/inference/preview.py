@@ -256,8 +256,8 @@ def _outline(panel: _Panel, mask: Volume) -> Iterator[Layer]:
     if not inside.any():
         return
     shape = Image.fromarray(np.where(inside, 255, 0).astype(np.uint8))
-    yield _band(shape, 4), DARK, 0.55
-    yield _band(shape, 2), CONTOUR, 1.0
+    yield _band(shape, 5), DARK, 0.5
+    yield _band(shape, 3), CONTOUR, 1.0
 
 
 def _band(shape: Image.Image, radius: int) -> Image.Image:
@@ -370,7 +370,7 @@ def _scale(pen: ImageDraw.ImageDraw, panel: _Panel, left: int, top: int) -> None
     pixel = panel.view.pixel
     most = panel.size[0] * pixel / 3
     power = 10 ** np.floor(np.log10(most))
-    length = float(power * max(step for step in (1, 2, 5) if step * power <= most))
+    length = float(power * max(step for step in (0.5, 1, 2, 5) if step * power <= most))
     x, y = left + 12, top + panel.size[1] - 12
     pen.rectangle((x - 1, y - 2, x + length / pixel + 1, y + 2), fill=DARK)
     pen.rectangle((x, y - 1, x + length / pixel, y + 1), fill=TEXT)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from volsam.errors import BadFile, BadInput
 from volsam.geometry import Grid, Shape, resample
@@ -141,6 +140,8 @@ class Session:
     @property
     def probability(self) -> Volume:
         """Probability of the current object on the volume's grid, float32; 0 outside the region looked at."""
+        from scipy.special import expit  # takes long to load, and most sessions ask for masks only
+
         answer = self._answer
         values = np.zeros(self.volume.grid.shape, np.float32)
         low, high = ((0, 0, 0), (0, 0, 0)) if answer is None else self.volume.grid.overlap(answer.roi)

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.special import expit
 
 from volsam.data.preprocess import inside
 from volsam.geometry import Grid, resample
@@ -47,6 +45,8 @@ class Uncertainty:
 
     def least_certain(self, grid: Grid) -> Point | None:
         """The middle, in mm RAS+, of the part of `grid` about which the model is least certain; None if of none."""
+        from scipy import ndimage  # takes long to load, and most sessions never ask
+
         doubt = 4 * self.probability * (1 - self.probability) + 2 * self.spread
         doubt[~inside(grid, self.grid)] = 0
         parts, count = ndimage.label(doubt > max(0.5, 0.7 * float(doubt.max())))
@@ -64,6 +64,8 @@ def ensemble(
     model: InteractiveModel, encoded: object, answer: Answer, prompts: PromptSet, *, size: int = 24, seed: int = 0
 ) -> Uncertainty:
     """Decode `size` times, each time with one click drawn from the mask in place of the user's positive ones."""
+    from scipy.special import expit  # takes long to load, and most sessions never ask
+
     low_res = answer.decoded.low_res
     places = np.argwhere(low_res > 0)
     asked = thinned(prompts).on(answer.roi)
