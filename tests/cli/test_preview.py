@@ -114,3 +114,23 @@ def test_a_long_name_is_shortened_to_fit():
     assert (
         draw(named, a_cube(grid, (5, 5, 5), (9, 9, 9))).width == draw(volume, a_cube(grid, (5, 5, 5), (9, 9, 9))).width
     )
+
+
+def test_a_ct_has_the_window_of_its_tissue():
+    """Soft tissue is shown from -160 to 240 HU, so 40 HU is the middle grey, even where no air is in view."""
+    grid = Grid.at((300, 60, 60))
+    values = np.full(grid.shape, 40, np.int16)
+    values[:100] = -1000
+    picture = draw(Volume(values, grid), a_cube(grid, (250, 20, 20), (260, 40, 40)))
+    shade = np.asarray(picture)[TITLE + 30, MARGIN + 60]
+    assert np.abs(shade.astype(int) - 128).max() <= 1
+
+
+def test_bone_and_lung_have_windows_of_their_own():
+    grid = Grid.at((60, 60, 60))
+    for value, shade in ((300, 128), (700, 196), (-600, 128)):
+        values = np.full(grid.shape, value, np.int16)
+        values[:4, :4, :4] = -1000
+        picture = draw(Volume(values, grid), a_cube(grid, (20, 20, 20), (40, 40, 40)))
+        found = int(np.asarray(picture)[TITLE + 60, MARGIN + 100, 0])
+        assert found == pytest.approx(255 if value == 300 else shade, abs=2)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from volsam.cli.console import Command, fail, track
+from volsam.cli.console import Command, Steps, fail, track
 
 app = typer.Typer(no_args_is_help=True, help="Datasets: check one, or make one up.")
 
@@ -30,7 +30,8 @@ def check(
     for part in parts:
         found = read_dataset(dataset, part)
         cases += len(found.cases)
-        problems += problems_of(found)
+        with Steps()(f"reading {len(found.cases)} cases"):
+            problems += problems_of(found)
     for problem in problems:
         typer.echo(problem)
     if problems:

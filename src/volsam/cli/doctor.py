@@ -30,7 +30,7 @@ WEIGHTS = Path(volsam.__file__).parent / "weights"
 # Extras for those who work on volsam itself.
 FOR_DEVELOPERS = {"dev", "test", "docs"}
 # Bytes of memory below which nothing runs, and below which large scans do not.
-TOO_LITTLE, LITTLE = 1_000_000_000, 4_000_000_000
+TOO_LITTLE, LITTLE = 700_000_000, 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,9 @@ def _memory() -> Finding:
     if free < TOO_LITTLE:
         return Finding("memory", "problem", found, "close other programs until 2 GB are free")
     if free < LITTLE:
-        return Finding("memory", "note", f"{found}; scans of 512 × 512 × 600 voxels need 4 GB", "close other programs")
+        return Finding(
+            "memory", "note", f"{found}; a scan of 512 × 512 × 600 voxels takes 1.2 GB", "close other programs"
+        )
     return Finding("memory", "ok", found)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from volsam.cli.console import Command, fail, table
+from volsam.cli.console import Command, Steps, fail, table
 from volsam.cli.options import AsJson
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def verify(
     from volsam.models.parity import TOLERANCE
     from volsam.models.parity import verify as compare
 
-    differences = compare(fixture)
+    with Steps()(f"computing what {fixture.name} describes"):
+        differences = compare(fixture)
     rows = [
         (
             difference.name,

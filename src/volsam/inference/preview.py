@@ -29,7 +29,7 @@ OPPOSITE = {"L": "R", "P": "A", "I": "S"}
 
 # The view spans the object so many times, but no fewer voxels than this.
 ROOM = 2.5
-LEAST_VOXELS = 144
+LEAST_VOXELS = 112
 # Pixels: what the three planes may take together, and what lies around them.
 WIDTH, HEIGHT = 1440, 620
 MARGIN, TITLE, CAPTION = 14, 26, 38
@@ -66,7 +66,7 @@ def draw(volume: Volume, mask: Volume, prompts: PromptSet | None = None) -> Imag
     view = _view(volume.grid, mask, prompts)
     panels = [_Panel(view, plane) for plane in PLANES if _has_extent(volume.grid, plane)]
     greys = [panel.read(volume) for panel in panels]
-    low, high = _window(greys, _middle_value(volume, mask, view))
+    low, high = _window(greys, volume, _middle_value(volume, mask, view))
     pictures = []
     for panel, grey in zip(panels, greys, strict=True):
         picture = _shaded(grey, low, high)
@@ -230,15 +230,21 @@ def _middle_value(volume: Volume, mask: Volume, view: _View) -> float:
     return float(volume.data[0, i, j, k])
 
 
-def _window(greys: list[NDArray[np.float32]], middle: float) -> tuple[float, float]:
+def _window(greys: list[NDArray[np.float32]], volume: Volume, middle: float) -> tuple[float, float]:
     """Lowest and highest intensity shown: a usual window if these are Hounsfield units, else all but the extremes."""
-    values = np.concatenate([grey.ravel() for grey in greys])
-    if values.min() < -700 and values.max() < 4096:
+    if _in_hounsfield_units(volume):
         return next(window for below, window in HOUNSFIELD if middle < below)
+    values = np.concatenate([grey.ravel() for grey in greys])
     # Air and padding, where most of a picture is that, say nothing of the contrast of the rest.
     seen = values[values > values.min()]
     low, high = np.percentile(seen if seen.size else values, (1, 99.5))
     return float(low), float(max(high, low + 1e-6 * max(1.0, abs(low))))
+
+
+def _in_hounsfield_units(volume: Volume) -> bool:
+    """Whether there is something as dark as air, and nothing brighter than metal; some voxels stand for all."""
+    some = volume.data[0][tuple(slice(None, None, max(1, size // 48)) for size in volume.grid.shape)]
+    return bool(some.min() < -700 and some.max() < 4096)
 
 
 def _shaded(grey: NDArray[np.float32], low: float, high: float) -> Image.Image:
@@ -287,7 +293,7 @@ def _click(panel: _Panel, click: Click) -> Iterator[Layer]:
 
 
 def _plus(pen: ImageDraw.ImageDraw, x: float, y: float, wider: int) -> None:
-    arm, half = 9 * FINE + wider, FINE + wider
+    arm, half = 8 * FINE + wider, FINE + wider
     pen.rectangle((x - arm, y - half, x + arm, y + half), fill=255)
     pen.rectangle((x - half, y - arm, x + half, y + arm), fill=255)
 
