@@ -264,7 +264,7 @@ def test_a_channel_may_be_chosen(type_, a_model, a_pair_of_channels):
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     assert nibabel.load(a_pair_of_channels.with_name("pair_mask.nii.gz")).shape == (48, 44, 30)
-    assert "numbered from 0" in error_of(type_("segment", a_pair_of_channels, "-p", BALL, "--channel", "2"))
+    assert "2 channels, 0..1" in error_of(type_("segment", a_pair_of_channels, "-p", BALL, "--channel", "2"))
 
 
 def test_a_volume_too_large_for_memory_is_refused_by_its_header(type_, a_model, tmp_path, monkeypatch):

@@ -141,7 +141,8 @@ def _read(job: Job) -> Volume:
     volume = read_volume(job.image, frame=job.frame)
     channel = job.channel or 0
     if not 0 <= channel < volume.channels:
-        raise BadInput(f"--channel {channel}: {volume.name} has {volume.channels}, numbered from 0")
+        held = f"{volume.channels} channels, 0..{volume.channels - 1}" if volume.channels > 1 else "one channel, 0"
+        raise BadInput(f"channel {channel} was asked for, but {volume.name} holds {held}")
     if job.channel is None and volume.channels > 1:
         say(f"note: {volume.name} has {volume.channels} channels; channel 0 is looked at, see --channel")
     return volume.with_data(volume.data[channel : channel + 1])

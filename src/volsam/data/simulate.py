@@ -19,8 +19,8 @@ from volsam.prompts import Click
 
 Mask: TypeAlias = NDArray[np.bool_]
 
-# A region whose box holds more voxels is looked at in blocks first; a distance transform of this size takes a second.
-MOST_VOXELS = 1 << 22
+# A region whose box holds more voxels is looked at in blocks first: there a voxel matters less than the time it takes.
+MOST_VOXELS = 1 << 19
 # Depths that differ by less than this part of the depth are equal.
 TIE = 1e-6
 
