@@ -15,8 +15,9 @@ PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 READY := $(VENV)/.ready-$(VERSION)
 CONSTRAINTS := .ci/constraints.txt
-# Two workers with one thread each: the cores that there surely are.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+# Two workers with one thread each: the cores that there surely are. UTF-8 whatever the locale says, or is left at by a
+# library: SimpleITK sets the one of a thread to C when it writes a DICOM file.
+PYTEST := OMP_NUM_THREADS=1 PYTHONUTF8=1 $(BIN)/python -m pytest -q -n 2
 
 # Reaches the environments in which packages are built, too: nothing may bring another torch with it.
 export PIP_CONSTRAINT := $(CONSTRAINTS)

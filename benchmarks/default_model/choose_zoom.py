@@ -2,9 +2,10 @@
 
     python benchmarks/default_model/choose_zoom.py --data ../shared/data
 
-At the first click every zoom of the ladder is tried. Compared are: the zoom with the highest true Dice (an oracle), the
-one of the highest expected quality, the one whose mask its neighbours confirm most, and the product of the two. Never
-run it on the never-seen sets: what is chosen here must not know them. The last output is choose_zoom.txt.
+At the first click every zoom of the ladder is tried, and the model looks twice, the second time at its own mask.
+Compared are the zoom with the highest true Dice (an oracle), that of the highest expected quality, and its products
+with the agreement of neighbouring zooms and with the agreement of the two looks; and what the second look itself
+brings. Never run it on the never-seen sets: what is chosen here must not know them. Last output: choose_zoom.txt.
 """
 
 from __future__ import annotations
@@ -77,19 +78,23 @@ def main() -> None:
         predictor = Predictor(model, volume)
         prompts = PromptSet([first_click(target, volume.grid)])
         answers = [predictor._look(roi, prompts, None) for roi in predictor._first_regions(prompts)]
-        true = np.array([worth(predictor, answer, prompts, target) for answer in answers])
+        again = [predictor._look(answer.roi, prompts, answer) for answer in answers]
+        once = np.array([worth(predictor, answer, prompts, target) for answer in answers])
+        true = np.array([worth(predictor, answer, prompts, target) for answer in again])
         said = np.array([answer.quality for answer in answers])
         pairs = [_agreement(finer, coarser) for finer, coarser in pairwise(answers)] or [1.0]
         beside = np.array([np.mean(pairs[max(i - 1, 0) : i + 1]) for i in range(len(answers))])
-        row = [true.max(), true[said.argmax()], true[beside.argmax()], true[(said * beside).argmax()]]
+        steady = np.array([_agreement(a, b) for a, b in zip(answers, again, strict=True)])
+        rules = (said, said * beside, said * beside * steady)
+        row = [true.max(), *(true[rule.argmax()] for rule in rules), once[rules[1].argmax()]]
         table.setdefault(kind, []).append([float(value) for value in row])
         print(f"{kind:9} {name:45} {np.round(true, 2)} expected {np.round(said, 2)} agreement {np.round(beside, 2)}")
     table["all"] = [row for rows in table.values() for row in rows]
     for kind, group in table.items():
-        best, quality, agreement, both = np.mean(group, axis=0)
+        best, quality, beside, all_three, one_look = np.mean(group, axis=0)
         print(
-            f"{kind}: {len(group)} objects; oracle {best:.3f}, quality {quality:.3f}, agreement {agreement:.3f}, "
-            f"product {both:.3f}"
+            f"{kind}: {len(group)} objects; oracle {best:.3f}, quality {quality:.3f}, x neighbours {beside:.3f}, "
+            f"x second look {all_three:.3f}; quality x neighbours with one look {one_look:.3f}"
         )
 
 

@@ -1,5 +1,6 @@
 """The program as a whole."""
 
+import os
 import sys
 import warnings
 
@@ -34,7 +35,9 @@ def test_every_command_has_help(type_, words):
 
 def test_the_console_script_runs(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["volsam", "--version"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"volsam {volsam.__version__}\n"
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"

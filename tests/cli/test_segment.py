@@ -42,7 +42,7 @@ def test_the_result_is_told(type_, a_model, a_scan, tmp_path):
     assert lines[0] == f"mask         {output}"
     assert lines[1] == f"object       {voxels:,} voxels, {voxels * mask.grid.voxel_volume / 1000:,.2f} ml"
     assert lines[2].startswith("quality      0.75")
-    assert lines[3].startswith("seconds      header")
+    assert lines[3].startswith("seconds      start")
 
 
 @pytest.mark.parametrize("space", ["voxel", "ras", "lps"])

@@ -73,7 +73,9 @@ def segment(
 
     Example: volsam segment ct.nii.gz -p 120,88,40 -p 131,90,44,- --preview ct.png
     """
-    from volsam.cli.job import Job, carry_out
+    steps = Steps()
+    with steps("start"):
+        from volsam.cli.job import Job, carry_out
 
     job = Job(
         image=image,
@@ -89,7 +91,6 @@ def segment(
         frame=frame,
         channel=channel,
     )
-    steps = Steps()
     outcome = carry_out(job, steps)
     for line in outcome.lines():
         typer.echo(line)

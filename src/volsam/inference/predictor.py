@@ -96,7 +96,10 @@ class Predictor:
         hint = _hint_answer(prompts, self.volume.grid, self.model.edge)
         if hint is not None:
             return self._look(hint.roi, prompts, hint)
-        return self._refit(_chosen([self._look(roi, prompts, None) for roi in self._first_regions(prompts)]), prompts)
+        drafts = [self._look(roi, prompts, None) for roi in self._first_regions(prompts)]
+        # Shown its own first mask the model mends it; only at the first click, later it would mistrust the user's.
+        settled = [self._look(draft.roi, prompts, draft) for draft in drafts]
+        return self._refit(settled[_best_zoom(drafts, settled)], prompts)
 
     def _first_regions(self, prompts: PromptSet) -> list[Grid]:
         grid, edge = self.volume.grid, self.model.edge
@@ -188,18 +191,18 @@ def thinned(prompts: PromptSet) -> PromptSet:
     return PromptSet(map(thin, prompts))
 
 
-def _chosen(answers: list[Answer]) -> Answer:
-    """The zoom, of neighbouring ones in order, of which the model expects most and whose mask its neighbours confirm.
+def _best_zoom(drafts: list[Answer], settled: list[Answer]) -> int:
+    """Which of neighbouring zooms, in order, to trust: where the model expects most, and where its mask stays the same
+    with a small change of zoom and with a second look. A mask that wavers has caught no border.
 
-    A mask that changes with a small change of zoom has caught no border; see benchmarks/default_model/log.md for how
-    much each half of the rule brings.
+    See benchmarks/default_model/choose_zoom.txt for how much each part of the rule brings.
     """
-    if len(answers) == 1:
-        return answers[0]
-    pairs = [_agreement(finer, coarser) for finer, coarser in pairwise(answers)]
-    beside = [float(np.mean(pairs[max(place - 1, 0) : place + 1])) for place in range(len(answers))]
-    worth = [answer.quality * agreement for answer, agreement in zip(answers, beside, strict=True)]
-    return answers[int(np.argmax(worth))]
+    pairs = [_agreement(finer, coarser) for finer, coarser in pairwise(drafts)] or [1.0]
+    worth = []
+    for place, (draft, after) in enumerate(zip(drafts, settled, strict=True)):
+        beside = float(np.mean(pairs[max(place - 1, 0) : place + 1]))
+        worth.append(draft.quality * beside * _agreement(draft, after))
+    return int(np.argmax(worth))
 
 
 def _agreement(finer: Answer, coarser: Answer) -> float:
