@@ -26,6 +26,8 @@ SLAB = 1 << 24
 MOST_POINTS = 48
 # Another region must promise this much more Dice: the mask so far was made, and corrected, in the one at hand.
 WORTH_MOVING = 0.03
+# So many zooms get a second look; the winner is hardly ever another, and large volumes have more zooms to try.
+SECOND_LOOKS = 3
 # A mask given as a start is trusted, not certain.
 HINT_LOGIT = 4.0
 # A 3D box is drawn by hand: the mask may pass it by this part of its size.
@@ -97,9 +99,11 @@ class Predictor:
         if hint is not None:
             return self._look(hint.roi, prompts, hint)
         drafts = [self._look(roi, prompts, None) for roi in self._first_regions(prompts)]
+        promising = _promising(drafts)
         # Shown its own first mask the model mends it; only at the first click, later it would mistrust the user's.
-        settled = [self._look(draft.roi, prompts, draft) for draft in drafts]
-        return self._refit(settled[_best_zoom(drafts, settled)], prompts)
+        settled = [self._look(draft.roi, prompts, draft) for draft, _ in promising]
+        worth = [trust * _agreement(draft, after) for (draft, trust), after in zip(promising, settled, strict=True)]
+        return self._refit(settled[int(np.argmax(worth))], prompts)
 
     def _first_regions(self, prompts: PromptSet) -> list[Grid]:
         grid, edge = self.volume.grid, self.model.edge
@@ -191,18 +195,16 @@ def thinned(prompts: PromptSet) -> PromptSet:
     return PromptSet(map(thin, prompts))
 
 
-def _best_zoom(drafts: list[Answer], settled: list[Answer]) -> int:
-    """Which of neighbouring zooms, in order, to trust: where the model expects most, and where its mask stays the same
-    with a small change of zoom and with a second look. A mask that wavers has caught no border.
+def _promising(drafts: list[Answer]) -> list[tuple[Answer, float]]:
+    """Of neighbouring zooms, in order, the SECOND_LOOKS that are trusted most, and how much: expected quality times
+    the agreement with the zooms beside. A mask that wavers with a small change of zoom has caught no border.
 
     See benchmarks/default_model/choose_zoom.txt for how much each part of the rule brings.
     """
     pairs = [_agreement(finer, coarser) for finer, coarser in pairwise(drafts)] or [1.0]
-    worth = []
-    for place, (draft, after) in enumerate(zip(drafts, settled, strict=True)):
-        beside = float(np.mean(pairs[max(place - 1, 0) : place + 1]))
-        worth.append(draft.quality * beside * _agreement(draft, after))
-    return int(np.argmax(worth))
+    beside = [float(np.mean(pairs[max(place - 1, 0) : place + 1])) for place in range(len(drafts))]
+    trusted = [(draft, draft.quality * near) for draft, near in zip(drafts, beside, strict=True)]
+    return sorted(trusted, key=lambda pair: -pair[1])[:SECOND_LOOKS]
 
 
 def _agreement(finer: Answer, coarser: Answer) -> float:

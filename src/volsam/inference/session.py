@@ -245,7 +245,8 @@ class _Object:
     def __init__(self, grid: Grid) -> None:
         self.log = PromptLog()
         self.answers: dict[tuple[int, ...], Answer | None] = {}
-        self.canvas: NDArray[np.uint8] = np.zeros(grid.shape, np.uint8)
+        # First axis fastest, as the formats write it: saving then copies nothing.
+        self.canvas: NDArray[np.uint8] = np.zeros(grid.shape, np.uint8, order="F")
         self.patch = Patch((0, 0, 0), (0, 0, 0), np.zeros((0, 0, 0), bool))
 
     def show(self, patch: Patch) -> Changed | None:
@@ -253,7 +254,7 @@ class _Object:
         # Somebody who asked for the mask still holds the canvas (its base is shared by every view): leave it to them.
         # The two references counted are this object's and the argument's.
         if sys.getrefcount(self.canvas) > 2:
-            self.canvas = self.canvas.copy()
+            self.canvas = self.canvas.copy(order="K")
         self.canvas[self.patch.window] = 0
         self.canvas[patch.window] = patch.mask
         boxes = [(p.low, p.high) for p in (self.patch, patch) if p.mask.size]
