@@ -443,7 +443,8 @@ def introduction(
     yield (
         "Each object has a session of its own. The first click is the deepest point of the object (Euclidean distance "
         "in mm, the outside of the volume counts as outside), each next one the deepest point of the error: positive "
-        "where the object was missed, negative where something else was taken. Scores are on the scan's own grid."
+        "where the object was missed, negative where something else was taken (to within a few voxels where the "
+        "region's box holds more than half a million). Scores are on the scan's own grid."
     )
     yield (
         "Never-seen sets took no part in training; of in-domain sets only held-out cases are scored (`split.json`, by "
