@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from scenes import Crop, Sampler, load
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -63,6 +63,10 @@ class Config:
     """How often a crop's target is an expert's label, a scan's own region, an invented object."""
     invented: int = 800
     seed: int = 0
+    early_until: float = 0.45
+    """Part of the schedule in which conversations are short."""
+    start: str | None = None
+    """Weights to begin with (safetensors); without it from nothing."""
 
     @classmethod
     def read(cls, path: Path) -> Config:
@@ -216,10 +220,11 @@ def overlap(half: Tensor, batch: Batch) -> Tensor:
 
 
 def step(
-    model: DensePromptNet, batch: Batch, progress: float, generator: torch.Generator
+    model: DensePromptNet, batch: Batch, early: bool, generator: torch.Generator
 ) -> tuple[Tensor, list[float]]:
-    """Loss of one simulated conversation, and the mean Dice inside the crop after each click."""
-    chances = torch.tensor(EARLY_TURNS if progress < 0.45 else LATE_TURNS)
+    """Loss of one simulated conversation, a short one while it is `early`, and the mean Dice inside the crop after each
+    click."""
+    chances = torch.tensor(EARLY_TURNS if early else LATE_TURNS)
     turns = TURNS[int(torch.multinomial(chances, 1, generator=generator))]
     learned = {0, turns - 1, int(torch.randint(0, turns, (1,), generator=generator))}
     features = model.encode(batch.image).repeat(2)
@@ -263,6 +268,8 @@ def train(rank: int, config: Config, data: Path, run: Path) -> None:
     device = config.device if config.device == "cpu" else f"{config.device}:{rank}"
     real, invented = load(data, Path(__file__).with_name("split.json"), run, config.invented, 80, config.seed)
     model = DensePromptNet().to(device)
+    if config.start is not None:
+        model.load_state_dict(load_file(config.start))
     mean = {name: value.clone() for name, value in model.state_dict().items()}
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=config.rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
@@ -294,7 +301,7 @@ def train(rank: int, config: Config, data: Path, run: Path) -> None:
             )
         size = config.small if progress < config.large_from else config.large
         batch = collate([sampler.draw(size) for _ in range(config.crops)], device)
-        loss, scores = step(model, batch, progress, generator)
+        loss, scores = step(model, batch, progress < config.early_until, generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if config.processes > 1:
