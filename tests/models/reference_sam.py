@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from volsam.models.parity import tensor_input, weight
+from volsam.recipes.fixture import tensor_input, weight
 
 Weights = dict[str, Tensor]
 Config = dict[str, Any]

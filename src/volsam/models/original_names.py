@@ -79,22 +79,6 @@ def our_name(name: str, family: Original) -> str:
     return name
 
 
-def original_shape(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """The shape, in a published network of a rank, of a weight that has `name` and `shape` here."""
-    if name == LABELS:  # one row each
-        return (1, *shape[1:])
-    if name == "prompt_encoder.code.matrix":
-        return (rank, *shape[1:])
-    if name == "prompt_encoder.no_mask":
-        return (1, *shape)
-    if name == "encoder.neck.project.weight":
-        return (*shape, *[1] * rank)
-    if len(shape) == 5 and rank == 2:
-        depth = 1 if name == "encoder.position" else 2
-        return shape[:depth] + shape[depth + 1 :]
-    return shape
-
-
 def _prefix(family: Original) -> str:
     return "image_encoder." if family == "fastsam3d_encoder" else ""
 

@@ -7,12 +7,14 @@ import torch
 from pydantic import BaseModel
 
 from volsam.errors import BadInput, VolsamError
-from volsam.models import parity
 from volsam.models.encoder import EncoderConfig
-from volsam.models.parity import FAMILIES, ArrayDifference, Family, read_fixture, verify
 from volsam.models.prompt_encoder import PromptConfig
+from volsam.recipes import sam
+from volsam.recipes.family import Family
+from volsam.recipes.fixture import read_fixture
+from volsam.recipes.parity import ArrayDifference, verify
 
-from . import reference_sam
+from ..models import reference_sam
 
 RECORDED = Path(__file__).parent.parent / "reference"
 NETWORKS = ("sam2d", "sam_med3d", "fastsam3d_encoder")
@@ -65,13 +67,13 @@ def test_the_reference_of_these_tests_gives_the_recorded_arrays_too(network: str
     fixture = read_fixture(RECORDED / f"{network}.json")
     rank = {"sam2d": 2, "sam_med3d": 3, "fastsam3d_encoder": 3}[network]
     student = network == "fastsam3d_encoder"
-    shapes = (reference_sam.encoder_shapes if student else reference_sam.sam_shapes)(dict(fixture.config), rank)
+    shapes = (reference_sam.encoder_shapes if student else reference_sam.sam_shapes)(dict(fixture.facts), rank)
     assert shapes == fixture.shapes
     given = dict(fixture.arrays)
     found = (
-        reference_sam.compute_student(dict(fixture.config), shapes, fixture.seed)
+        reference_sam.compute_student(dict(fixture.facts), shapes, fixture.seed)
         if student
-        else reference_sam.compute_sam(dict(fixture.config), shapes, fixture.seed, given)
+        else reference_sam.compute_sam(dict(fixture.facts), shapes, fixture.seed, given)
     )
     compared = [name for name in fixture.arrays if name in found]
     assert len(compared) == {"sam2d": 19, "sam_med3d": 11, "fastsam3d_encoder": 4}[network]
@@ -90,7 +92,7 @@ def test_networks_of_other_sizes_agree_as_well(network: str, config: dict, seed:
 
 def farthest(path: Path, monkeypatch: pytest.MonkeyPatch, config: type[BaseModel], **quirk: object) -> float:
     """The largest difference when one published quirk is taken back."""
-    monkeypatch.setattr(parity, config.__name__, lambda **sizes: config(**(sizes | quirk)))
+    monkeypatch.setattr(sam, config.__name__, lambda **sizes: config(**(sizes | quirk)))
     return max(difference.max_difference for difference in verify(path))
 
 
@@ -131,8 +133,18 @@ def test_an_array_with_holes_does_not_agree(tmp_path: Path) -> None:
 def test_a_family_can_be_added_by_whoever_knows_it(tmp_path: Path) -> None:
     path = changed(copied("sam2d", tmp_path), config={"mine": 1}, state_dict={"w": [2]})
     np.savez(path.with_suffix(".npz"), out=np.ones(3, np.float32))
-    mine = Family("mine", lambda fixture: "mine" in fixture.config, lambda fixture: {"out": torch.ones(3)})
-    assert [d.agrees for d in verify(path, families=(*FAMILIES, mine))] == [True]
+    mine = Family(
+        name="mine",
+        title="Mine",
+        source="",
+        licence="",
+        prompts=(),
+        recognises=lambda described: "w" in described.shapes,
+        build=lambda described: torch.nn.ParameterDict({"w": torch.zeros(2)}),
+        convert=dict,
+        compute=lambda network, fixture: {"out": torch.ones(3)},
+    )
+    assert [d.agrees for d in verify(path, families=[mine])] == [True]
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
@@ -149,7 +161,7 @@ def refusal(path: Path) -> str:
 
 def test_a_fixture_of_an_unknown_network_is_refused(tmp_path: Path) -> None:
     path = changed(copied("sam2d", tmp_path), config={}, state_dict={"some.weight": [3]})
-    assert "known are SAM, SAM-Med3D, FastSAM3D" in refusal(path)
+    assert "known are FastSAM3D student encoder, SAM, SAM-Med3D" in refusal(path)
 
 
 def test_a_network_with_parts_that_sam_lacks_is_not_taken_for_sam(tmp_path: Path) -> None:
@@ -191,14 +203,17 @@ def test_malformed_json_is_refused(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "word"),
     [
-        ("image_encoder.blocks.0.norm1.weight", [47], "must be [48]"),
-        ("image_encoder.blocks.0.norm1.weight", None, "is missing"),
-        ("image_encoder.blocks.3.norm1.weight", [48], "is left over"),
-        ("prompt_encoder.point_embeddings.3.weight", None, "has 4 of 5 parts"),
-        ("prompt_encoder.no_mask_embed.weight", [32], "must be [1, 32]"),
-        ("image_encoder.neck.0.weight", [32, 48], "must be [32, 48, 1, 1]"),
-        ("image_encoder.neck.2.weight", [32, 32, 1, 3, 3], "must be [32, 32, 3, 3]"),
-        ("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", [3, 16], "must be [2, 16]"),
+        ("image_encoder.blocks.0.norm1.weight", [47], "encoder.blocks.0.norm1.weight is [47] and must be [48]"),
+        ("image_encoder.blocks.0.norm1.weight", None, "encoder.blocks.0.norm1.weight is missing"),
+        ("image_encoder.blocks.0.norm3.weight", [48], "encoder.blocks.0.norm3.weight is left over"),
+        (
+            "prompt_encoder.point_embeddings.3.weight",
+            None,
+            "prompt_encoder.labels.weight is [4, 32] and must be [5, 32]",
+        ),
+        ("prompt_encoder.no_mask_embed.weight", [1, 31], "prompt_encoder.no_mask is [31] and must be [32]"),
+        ("image_encoder.neck.2.weight", [32, 32, 1, 1], "must be [32, 32, 1, 3, 3]"),
+        ("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", [2, 15], "must be [3, 16]"),
         ("mask_decoder.surprise", [1], "mask_decoder.surprise is left over"),
     ],
 )
@@ -216,7 +231,6 @@ def test_weights_must_be_exactly_those_of_the_network(
 @pytest.mark.parametrize(
     "config",
     [
-        {},
         {"img_size": "large"},
         {"depth": -1},
         {"depth": 0},
@@ -228,7 +242,12 @@ def test_weights_must_be_exactly_those_of_the_network(
 def test_a_config_without_its_sizes_is_refused(config: dict, tmp_path: Path) -> None:
     path = copied("sam2d", tmp_path)
     whole = json.loads(path.read_text())["config"]
-    refusal(changed(path, config=(whole | config) if config else {}))
+    refusal(changed(path, config=whole | config))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_shapes_alone_tell_the_sizes_of_a_network(network: str, tmp_path: Path) -> None:
+    assert all(d.agrees for d in verify(changed(copied(network, tmp_path), config={})))
 
 
 def test_arrays_that_the_network_does_not_compute_are_refused(tmp_path: Path) -> None:
