@@ -209,7 +209,7 @@ def test_malformed_json_is_refused(text: str, tmp_path: Path) -> None:
         (
             "prompt_encoder.point_embeddings.3.weight",
             None,
-            "prompt_encoder.labels.weight is [4, 32] and must be [5, 32]",
+            "labels.weight is [4, 32] and must be [5, 32]",
         ),
         ("prompt_encoder.no_mask_embed.weight", [1, 31], "prompt_encoder.no_mask is [31] and must be [32]"),
         ("image_encoder.neck.2.weight", [32, 32, 1, 1], "must be [32, 32, 1, 3, 3]"),

@@ -1,4 +1,4 @@
-"""Proof that a network here is a published one: rebuild what a fixture describes, run it, compare every recorded array."""
+"""Proof that a network here is a published one: rebuild what a fixture describes, run it, compare every array."""
 
 from __future__ import annotations
 

@@ -1,0 +1,48 @@
+"""FastSAM3D (Shen et al. 2024): a distilled student encoder under SAM-Med3D's prompt encoder and mask decoder.
+
+The released file of the student holds its encoder alone, without a prefix; `fastsam3d-encoder` is that file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from volsam.models.encoder import Encoder
+from volsam.models.original_names import from_original
+from volsam.recipes.family import Described, Family, families
+from volsam.recipes.fixture import Fixture
+from volsam.recipes.sam import encoder_config, image_of
+
+
+def build_encoder(described: Described) -> nn.Module:
+    """The student's encoder, which goes on from the normed tokens, with taps after every second block."""
+    config = encoder_config(described, rank=3, prefix="")
+    taps = tuple(range(0, config.depth + 1, 2))
+    return nn.ModuleDict({"encoder": Encoder(config.model_copy(update={"shortcut": "normed", "taps": taps}))})
+
+
+def compute_encoder(network: nn.Module, fixture: Fixture) -> Mapping[str, Tensor]:
+    """Tokens after the patch embedding and after every second block, then the embedding."""
+    assert isinstance(network, nn.ModuleDict)
+    encoder = network["encoder"]
+    assert isinstance(encoder, Encoder)
+    embedding, taps = encoder(image_of(fixture, encoder.config, rank=3))
+    return {f"stage{index}": stage for index, stage in enumerate((*taps, embedding))}
+
+
+families.add(
+    "fastsam3d-encoder",
+    Family(
+        name="fastsam3d-encoder",
+        title="FastSAM3D student encoder",
+        source="Shen et al. 2024, FastSAM3D",
+        licence="Apache-2.0",
+        prompts=(),
+        recognises=lambda described: len(described.shapes.get("pos_embed", ())) == 5,
+        build=build_encoder,
+        convert=lambda tensors: from_original(tensors, "fastsam3d_encoder"),
+        compute=compute_encoder,
+    ),
+)
