@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from volsam.cli import app
 from volsam.data.io import write_volume
 from volsam.geometry import Grid, resample
-from volsam.inference.model import Decoded
+from volsam.inference.model import EVERYTHING, Decoded
 from volsam.prompts import GridPrompts
 from volsam.volume import Volume
 
@@ -25,6 +25,9 @@ class BrightModel:
 
     name = "bright"
     edge = 32
+    step = 2
+    spacing = None
+    takes = EVERYTHING
 
     def __init__(self) -> None:
         self.asked: list[GridPrompts] = []

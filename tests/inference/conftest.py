@@ -13,7 +13,7 @@ import torch
 from scipy import ndimage
 
 from volsam.geometry import Grid, resample
-from volsam.inference.model import Decoded, DensePromptModel
+from volsam.inference.model import EVERYTHING, Decoded, DensePromptModel
 from volsam.models.dense_prompt import DensePromptNet
 from volsam.prompts import Click, GridPrompts
 from volsam.volume import Volume
@@ -27,6 +27,9 @@ class GrowingModel:
 
     name = "growing"
     edge = 32
+    step = 2
+    spacing = None
+    takes = EVERYTHING
     tolerance = 30.0  # half the step from one thing in the bowl to the next
 
     def __init__(self) -> None:

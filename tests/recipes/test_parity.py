@@ -161,7 +161,7 @@ def refusal(path: Path) -> str:
 
 def test_a_fixture_of_an_unknown_network_is_refused(tmp_path: Path) -> None:
     path = changed(copied("sam2d", tmp_path), config={}, state_dict={"some.weight": [3]})
-    assert "known are FastSAM3D student encoder, SAM, SAM-Med3D" in refusal(path)
+    assert "known are" in refusal(path)
 
 
 def test_a_network_with_parts_that_sam_lacks_is_not_taken_for_sam(tmp_path: Path) -> None:

@@ -68,3 +68,38 @@ def _one_voxel(grid: Grid) -> Grid:
     affine[:3, :3] = grid.affine[:3, :3] * np.array(grid.shape)
     affine[:3, 3] = grid.to_world((np.array(grid.shape) - 1) / 2)
     return Grid((1, 1, 1), affine)
+
+
+# --- grey values of 8 bits, as 2D models were trained on -------------------------------------------------------------
+
+# Percentiles of the voxels above zero, and the window of CT (level 40, width 400 HU), of MedSAM's released code.
+EIGHT_BIT_CLIP = (0.5, 99.5)
+EIGHT_BIT_CT = (-160.0, 240.0)
+# A scan with such values is CT in Hounsfield units: air. MR and PET have none, but for a little noise around zero.
+AIR = -500.0
+
+
+def eight_bit_window(volume: Volume, channel: int = 0) -> tuple[float, float]:
+    """The intensities that become 0 and 255: of CT the soft-tissue window, otherwise percentiles of what is not air.
+
+    Source: MedSAM (Ma et al. 2024), pre_CT_MR of its release.
+    """
+    data = volume.data[channel]
+    sample = data[tuple(slice(None, None, max(1, size // 64)) for size in data.shape)].astype(np.float32)
+    sample = sample[np.isfinite(sample)]
+    if sample.size and sample.min() < AIR:
+        return EIGHT_BIT_CT
+    above = sample[sample > 0]
+    if above.size == 0:
+        above = sample if sample.size else np.zeros(1, np.float32)
+    low, high = np.percentile(above, EIGHT_BIT_CLIP)
+    if high <= low:  # of one value: everything else is darker
+        low = min(float(sample.min(initial=high - 1)), float(high) - 1)
+    return float(low), float(high)
+
+
+def to_eight_bit(values: NDArray[np.generic], window: tuple[float, float]) -> NDArray[np.float32]:
+    """Intensities as whole grey values 0 to 255, float32; the window's ends and beyond become 0 and 255."""
+    low, high = window
+    scaled = (np.asarray(values, dtype=np.float32) - low) / (high - low)
+    return np.asarray(np.floor(255 * scaled.clip(0, 1)), dtype=np.float32)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from volsam.data.preprocess import look
+from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.models.dense_prompt import DensePromptNet
 from volsam.models.features import Features
 from volsam.models.prompt_maps import NOWHERE, Prompts
-from volsam.prompts import GridPrompts
+from volsam.prompts import Box, GridPrompts, MaskHint, Prompt
 from volsam.volume import Volume
 
 Logits = NDArray[np.float32]
@@ -29,8 +30,8 @@ SURE = -2.5
 class Decoded:
     """A mask in a region.
 
-    low_res: (d/2 h/2 w/2) logits of the whole region, to feed back; logits: (d' h' w') at the region's resolution
-    within `part`, outside of which there is nothing; quality: expected Dice with the whole object.
+    low_res: logits of the whole region, coarser by the model's `step`, to feed back; logits: (d' h' w') at the region's
+    resolution within `part`, outside of which there is nothing; quality: expected Dice with the whole object.
     """
 
     low_res: Logits
@@ -39,11 +40,34 @@ class Decoded:
     quality: float
 
 
-class InteractiveModel(Protocol):
-    """A promptable 3D model as a session sees it; `edge` is the number of voxels of its region along each axis."""
+Kind = Literal["click", "negative click", "box", "flat box", "mask"]
+"""What a model may take; a scribble is many clicks, and a flat box is one on a single slice."""
 
-    name: str
-    edge: int
+EVERYTHING: frozenset[Kind] = frozenset({"click", "negative click", "box", "flat box", "mask"})
+
+
+class InteractiveModel(Protocol):
+    """A promptable 3D model as a session sees it."""
+
+    @property
+    def name(self) -> str:
+        """What a user types to have it."""
+
+    @property
+    def edge(self) -> int:
+        """Voxels of its region along each axis."""
+
+    @property
+    def step(self) -> int:
+        """How much coarser `Decoded.low_res` is than the region."""
+
+    @property
+    def spacing(self) -> float | None:
+        """The voxel size in mm that it was made for; None if it looks at any."""
+
+    @property
+    def takes(self) -> frozenset[Kind]:
+        """The prompts that it understands."""
 
     def encode(self, volume: Volume, roi: Grid) -> Any:
         """The costly step for a region; what it returns is only handed back to `decode`."""
@@ -52,11 +76,37 @@ class InteractiveModel(Protocol):
         """Answer prompts, given in voxels of the region; `previous` is a `low_res` of the same region."""
 
     def decode_many(self, encoded: Any, prompts: Sequence[GridPrompts], previous: Logits | None) -> NDArray[np.float32]:
-        """Low-resolution logits (n d/2 h/2 w/2) for several sets of prompts in one region."""
+        """Low-resolution logits (n d h w) for several sets of prompts in one region."""
+
+
+def require_taken(prompt: Prompt, grid: Grid, name: str, takes: frozenset[Kind]) -> None:
+    """Refuse a prompt that a model does not understand; better than an answer that ignores it."""
+    kind = kind_of(prompt, grid)
+    if kind not in takes:
+        known = ", ".join(sorted(takes))
+        raise BadInput(f"{name} takes no {kind}; it takes: {known}. Give one of these, or choose another model")
+
+
+def kind_of(prompt: Prompt, grid: Grid) -> Kind:
+    """What a prompt is to a model; a box is flat if it lies on one slice of the scan."""
+    if isinstance(prompt, Box):
+        return "flat box" if is_flat(prompt, grid) else "box"
+    if isinstance(prompt, MaskHint):
+        return "mask"
+    return "click" if prompt.positive else "negative click"
+
+
+def is_flat(box: Box, grid: Grid) -> bool:
+    """Whether a box lies on one slice of the scan, along the scan's own axes."""
+    return bool(np.abs(np.subtract(*grid.to_voxels([box.low, box.high]))).min() < 0.5)
 
 
 class DensePromptModel:
     """volsam-s: `DensePromptNet` behind the numpy interface of a session."""
+
+    step = 2
+    spacing = None
+    takes = EVERYTHING
 
     def __init__(self, network: DensePromptNet, name: str, device: str = "cpu", edge: int = 64) -> None:
         self.name = name
@@ -76,7 +126,7 @@ class DensePromptModel:
         asked = self._prompts(encoded, [prompts], previous)
         draft = self.network.draft(encoded, asked)
         half = draft.half[0, 0].float().cpu().numpy()
-        part = _box_of(half > SURE, half.shape)
+        part = box_of(half > SURE, self.step)
         cuts = (slice(*part[0]), slice(*part[1]), slice(*part[2]))
         logits = self.network.refine(encoded, asked, draft, cuts)[0, 0].float().cpu().numpy()
         return Decoded(half, logits, part, float(draft.quality[0, 0]))
@@ -116,11 +166,11 @@ def _fill_boxes(canvas: Logits, boxes: NDArray[np.float64]) -> None:
         canvas[first[0] : last[0], first[1] : last[1], first[2] : last[2]] = 1
 
 
-def _box_of(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> Bounds:
-    """Bounds at full size of a half-size mask, one voxel wider; a single block in the corner if it is empty."""
+def box_of(mask: NDArray[np.bool_], step: int) -> Bounds:
+    """Bounds at full size of a mask coarser by `step`, one voxel wider; a single block in the corner if it is empty."""
     bounds = []
-    for axis, size in enumerate(shape):
+    for axis, size in enumerate(mask.shape):
         line = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
         low, high = (max(line[0] - 1, 0), min(line[-1] + 2, size)) if len(line) else (0, 1)
-        bounds.append((int(2 * low), int(2 * high)))
+        bounds.append((int(step * low), int(step * high)))
     return (bounds[0], bounds[1], bounds[2])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from volsam.geometry import Grid, Shape, resample
 from volsam.inference import zoom
-from volsam.inference.model import Decoded, InteractiveModel, Logits
+from volsam.inference.model import Decoded, InteractiveModel, Logits, is_flat
 from volsam.prompts import Box, MaskHint, Prompt, PromptSet, Scribble
 from volsam.volume import Volume
 
@@ -52,6 +52,11 @@ class Answer:
         """Where `decoded.logits` lie."""
         bounds = self.decoded.part
         return self.roi.crop([low for low, _ in bounds], [high for _, high in bounds])
+
+    @property
+    def low_res_grid(self) -> Grid:
+        """Where `decoded.low_res` lies."""
+        return self.roi.coarsened(self.roi.shape[0] // self.decoded.low_res.shape[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,15 +100,36 @@ class Predictor:
 
     def _first(self, prompts: PromptSet) -> Answer:
         """Try the zooms that the prompts allow and keep the mask of which the model expects most; then centre it."""
-        hint = _hint_answer(prompts, self.volume.grid, self.model.edge)
+        hint = self._hint_answer(prompts)
         if hint is not None:
             return self._look(hint.roi, prompts, hint)
+        if self.model.spacing is not None:
+            return self._look(self._region(prompts), prompts, None)
         drafts = [self._look(roi, prompts, None) for roi in self._first_regions(prompts)]
         promising = _promising(drafts)
         # Shown its own first mask the model mends it; only at the first click, later it would mistrust the user's.
         settled = [self._look(draft.roi, prompts, draft) for draft, _ in promising]
         worth = [trust * _agreement(draft, after) for (draft, trust), after in zip(promising, settled, strict=True)]
         return self._refit(settled[int(np.argmax(worth))], prompts)
+
+    def _hint_answer(self, prompts: PromptSet) -> Answer | None:
+        """A starting mask as if it had been predicted."""
+        hints = [prompt for prompt in prompts if isinstance(prompt, MaskHint)]
+        if not hints or not hints[-1].mask.any():
+            return None
+        span = zoom.spanning(hints[-1:])
+        assert span is not None  # the mask is not empty
+        edge, around = self.model.edge, np.concatenate([span, zoom.positive_points(prompts)])
+        if self.model.spacing is None:
+            roi = zoom.fitting(self.volume.grid, around, edge)
+        else:
+            middle = (around.min(axis=0) + around.max(axis=0)) / 2
+            roi = self.volume.grid.around(middle, (edge,) * 3, self.model.spacing)
+        coarse = roi.coarsened(self.model.step)
+        share = resample(hints[-1].mask.astype(np.float32), hints[-1].grid, coarse, mode="area")
+        low_res = ((np.asarray(share, dtype=np.float32) - 0.5) * 2 * HINT_LOGIT).astype(np.float32)
+        full = ((0, edge), (0, edge), (0, edge))
+        return Answer(roi, Decoded(low_res, np.zeros((edge,) * 3, np.float32), full, 0.0))
 
     def _first_regions(self, prompts: PromptSet) -> list[Grid]:
         grid, edge = self.volume.grid, self.model.edge
@@ -115,11 +141,30 @@ class Predictor:
         regions = [grid.around(middle, (edge,) * 3, spacing) for spacing in zoom.ladder(grid, edge)]
         return [roi for roi in regions if zoom.covers(roi, inside)] or regions[-1:]
 
+    def _region(self, prompts: PromptSet, seen: NDArray[np.float64] | None = None) -> Grid:
+        """The region of a model that looks at one voxel size only: around everything in the object, or, where that is
+        too much, around the newest click."""
+        assert self.model.spacing is not None
+        points = zoom.positive_points(prompts)
+        newest = prompts.points()[-1:]
+        for around in (points if seen is None else np.concatenate([points, seen]), points, newest):
+            if len(around) == 0:
+                continue
+            middle = (around.min(axis=0) + around.max(axis=0)) / 2
+            region = self.volume.grid.around(middle, (self.model.edge,) * 3, self.model.spacing)
+            if zoom.covers(region, np.concatenate([around, newest])):
+                break
+        return region
+
     def _next(self, prompts: PromptSet, before: Answer) -> Answer:
         """Answer in the region at hand, or in a better one if the object or the clicks have outgrown it."""
         points = prompts.points()
         inside = zoom.positive_points(prompts)
         here = before.roi
+        if self.model.spacing is not None:
+            if not zoom.covers(here, points[-1:]):
+                here = self._region(prompts, _mask_points(before))
+            return self._look(here, prompts, before)
         if not zoom.covers(here, np.concatenate([inside, points[-1:]])):
             seen = _mask_points(before)
             around = inside if seen is None else np.concatenate([inside, seen])
@@ -144,7 +189,7 @@ class Predictor:
         answer = Answer(roi, decoded)
         boxes = [prompt for prompt in prompts if isinstance(prompt, Box)]
         # A flat box says nothing of other slices, so the mask may go anywhere there.
-        held = bool(boxes) and not any(_is_flat(box, self.volume.grid) for box in boxes)
+        held = bool(boxes) and not any(is_flat(box, self.volume.grid) for box in boxes)
         return _within_boxes(answer, boxes) if held else answer
 
 
@@ -217,7 +262,8 @@ def _carried(before: Answer, roi: Grid) -> Logits:
     """The last mask as low-resolution logits of another region."""
     if before.roi == roi:
         return before.decoded.low_res
-    moved = resample(before.decoded.low_res, before.roi.coarsened(2), roi.coarsened(2), mode="area", fill=-8.0)
+    step = before.roi.shape[0] // before.decoded.low_res.shape[0]
+    moved = resample(before.decoded.low_res, before.low_res_grid, roi.coarsened(step), mode="area", fill=-8.0)
     return np.asarray(moved, dtype=np.float32)
 
 
@@ -229,7 +275,7 @@ def _within_boxes(answer: Answer, boxes: list[Box]) -> Answer:
     """Nothing outside the 3D boxes, which are drawn a little too tight or too wide by hand."""
     decoded = answer.decoded
     logits = np.where(_held(answer.part_grid, boxes), decoded.logits, np.float32(OUTSIDE))
-    low_res = np.where(_held(answer.roi.coarsened(2), boxes), decoded.low_res, np.float32(OUTSIDE))
+    low_res = np.where(_held(answer.low_res_grid, boxes), decoded.low_res, np.float32(OUTSIDE))
     return Answer(answer.roi, replace(decoded, logits=logits, low_res=low_res))
 
 
@@ -245,29 +291,10 @@ def _held(grid: Grid, boxes: list[Box]) -> NDArray[np.bool_]:
     return held
 
 
-def _hint_answer(prompts: PromptSet, grid: Grid, edge: int) -> Answer | None:
-    """A starting mask as if it had been predicted."""
-    hints = [prompt for prompt in prompts if isinstance(prompt, MaskHint)]
-    if not hints or not hints[-1].mask.any():
-        return None
-    span = zoom.spanning(hints[-1:])
-    assert span is not None  # the mask is not empty
-    roi = zoom.fitting(grid, np.concatenate([span, zoom.positive_points(prompts)]), edge)
-    share = resample(hints[-1].mask.astype(np.float32), hints[-1].grid, roi.coarsened(2), mode="area")
-    low_res = ((np.asarray(share, dtype=np.float32) - 0.5) * 2 * HINT_LOGIT).astype(np.float32)
-    full = ((0, edge), (0, edge), (0, edge))
-    return Answer(roi, Decoded(low_res, np.zeros((edge,) * 3, np.float32), full, 0.0))
-
-
 def _flat_only(prompts: PromptSet, grid: Grid) -> bool:
     """Whether all that tells the extent is 2D boxes, which say nothing of the third axis; the zooms are tried then."""
     boxes = [prompt for prompt in prompts if isinstance(prompt, Box)]
-    return bool(boxes) and all(_is_flat(box, grid) for box in boxes)
-
-
-def _is_flat(box: Box, grid: Grid) -> bool:
-    """Whether a box lies on one slice of the scan, along the scan's own axes."""
-    return bool(np.abs(np.subtract(*grid.to_voxels([box.low, box.high]))).min() < 0.5)
+    return bool(boxes) and all(is_flat(box, grid) for box in boxes)
 
 
 def _shape(values: NDArray[np.int64]) -> Shape:

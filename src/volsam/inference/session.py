@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volsam.errors import BadFile, BadInput
+from volsam.errors import BadFile, BadInput, NotSupported
 from volsam.geometry import Grid, Shape, resample
 from volsam.inference.log import Active, PromptLog
-from volsam.inference.model import InteractiveModel
+from volsam.inference.model import InteractiveModel, require_taken
 from volsam.inference.predictor import OUTSIDE, Answer, Patch, Predictor, paint
+from volsam.inference.slices import Plane, SliceModel, SlicePredictor
 from volsam.inference.uncertainty import Uncertainty, ensemble
 from volsam.prompts import MaskHint, Point, Prompt, PromptSet, require_inside
 from volsam.volume import Volume
@@ -24,6 +25,8 @@ from volsam.volume import Volume
 FORMAT = "volsam-session"
 VERSION = 1
 Changed = tuple[Shape, Shape]
+Model = InteractiveModel | SliceModel
+"""What a session can talk to: a model of volumes, or of slices."""
 
 
 class Session:
@@ -31,12 +34,25 @@ class Session:
 
     `add`, `undo`, `redo`, `remove` and `reset` act on the current object (`current`, set by `select`) and return the
     box of voxels, lowest corner to highest (excluded), in which its mask changed, or None.
+
+    plane and follow are for models that see slices, see `inference.slices`: the plane they look at, and whether an
+    object is followed from the slices that carry prompts to the others.
     """
 
-    def __init__(self, model: InteractiveModel, volume: Volume, *, object_name: str = "object") -> None:
+    def __init__(
+        self,
+        model: Model,
+        volume: Volume,
+        *,
+        object_name: str = "object",
+        plane: Plane = "auto",
+        follow: bool = True,
+    ) -> None:
         self.model = model
         self.volume = volume
-        self.predictor = Predictor(model, volume)
+        self.predictor = (
+            SlicePredictor(model, volume, plane, follow) if isinstance(model, SliceModel) else Predictor(model, volume)
+        )
         self._objects: dict[str, _Object] = {}
         self.current = object_name
         self.select(object_name)
@@ -70,13 +86,14 @@ class Session:
 
     def add(self, prompt: Prompt) -> Changed | None:
         """Append a prompt to the current object and update its mask."""
-        require_inside(prompt, self.volume.grid, self.volume.name)
+        self._require(prompt)
         self._now.log.add(prompt)
         return self._update()
 
     def add_all(self, prompts: PromptSet) -> Changed | None:
         """Append several prompts and answer them together, once."""
-        prompts.require_inside(self.volume.grid, self.volume.name)
+        for prompt in prompts:
+            self._require(prompt)
         first = None
         for prompt in prompts:
             number = self._now.log.add(prompt, together_with=first)
@@ -147,7 +164,7 @@ class Session:
         low, high = ((0, 0, 0), (0, 0, 0)) if answer is None else self.volume.grid.overlap(answer.roi)
         if answer is not None and all(b > a for a, b in zip(low, high, strict=True)):
             window = self.volume.grid.crop(low, high)
-            logits = resample(answer.decoded.low_res, answer.roi.coarsened(2), window, fill=OUTSIDE)
+            logits = resample(answer.decoded.low_res, answer.low_res_grid, window, fill=OUTSIDE)
             place = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
             values[place] = expit(np.asarray(logits, dtype=np.float32))
         return self.volume.with_data(values[None], f"{self.current}_probability")
@@ -157,8 +174,12 @@ class Session:
         answer = self._answer
         if answer is None:
             raise BadInput(f"{self.current} has no mask yet: add a click, box or scribble first")
+        if not isinstance(self.predictor, Predictor):
+            raise NotSupported(
+                f"{self.model.name} sees one slice at a time, uncertainty needs a 3D model: choose another with --model"
+            )
         encoded = self.predictor.encoded(answer.roi)
-        return ensemble(self.model, encoded, answer, self._standing, size=size, seed=seed)
+        return ensemble(self.predictor.model, encoded, answer, self._standing, size=size, seed=seed)
 
     def next_click(self) -> Point | None:
         """Where a click would tell the model most, mm RAS+: the middle of the least certain region, in the volume."""
@@ -190,7 +211,7 @@ class Session:
             raise BadFile(f"cannot write the session to {target}: {reason.strerror}; choose another place") from None
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: InteractiveModel, volume: Volume) -> Session:
+    def load(cls, path: str | os.PathLike[str], model: Model, volume: Volume) -> Session:
         """Go on with a saved session: the same volume, the same model or another one."""
         record = _read_record(Path(path))
         try:
@@ -208,6 +229,10 @@ class Session:
         return session
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _require(self, prompt: Prompt) -> None:
+        require_inside(prompt, self.volume.grid, self.volume.name)
+        require_taken(prompt, self.volume.grid, self.model.name, self.model.takes)
 
     @property
     def _now(self) -> _Object:

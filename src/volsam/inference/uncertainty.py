@@ -24,7 +24,7 @@ BATCH = 8
 
 @dataclass(frozen=True, eq=False)
 class Uncertainty:
-    """Maps on `grid`, half as fine as the region the model looks at.
+    """Maps on `grid`, as coarse as the masks that the model is fed back.
 
     probability: (i j k) mean over the ensemble; spread: (i j k) its standard deviation.
     """
@@ -67,12 +67,13 @@ def ensemble(
     from scipy.special import expit  # takes long to load, and most sessions never ask
 
     low_res = answer.decoded.low_res
+    step = float(answer.roi.shape[0] // low_res.shape[0])
     places = np.argwhere(low_res > 0)
     asked = thinned(prompts).on(answer.roi)
     chance = []
     if len(places):
         rng = np.random.default_rng(seed)
-        drawn = places[rng.integers(len(places), size=size)] * 2.0 + 0.5
+        drawn = places[rng.integers(len(places), size=size)] * step + (step - 1) / 2
         refused = asked.points[~asked.labels]
         sets = [
             GridPrompts(np.vstack([refused, click]), np.array([False] * len(refused) + [True]), asked.boxes)
@@ -84,6 +85,4 @@ def ensemble(
     if not chance:
         chance = [expit(low_res[None])]
     whole = np.concatenate(chance)
-    return Uncertainty(
-        whole.mean(axis=0).astype(np.float32), whole.std(axis=0).astype(np.float32), answer.roi.coarsened(2)
-    )
+    return Uncertainty(whole.mean(axis=0).astype(np.float32), whole.std(axis=0).astype(np.float32), answer.low_res_grid)

@@ -18,7 +18,7 @@ from volsam.errors import BadInput
 from volsam.registry import Registry
 
 if TYPE_CHECKING:
-    from volsam.inference.model import InteractiveModel
+    from volsam.inference.session import Model
     from volsam.recipes.fixture import Fixture
 
 
@@ -77,7 +77,7 @@ class Family:
     build: Callable[[Described], nn.Module]
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
     compute: Callable[[nn.Module, Fixture], Mapping[str, Tensor]]
-    engine: Callable[[nn.Module, str, str], InteractiveModel] | None = None
+    engine: Callable[[nn.Module, str, str], Model] | None = None
 
 
 families: Registry[Family] = Registry("family of networks")

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from volsam.errors import BadInput
+from volsam.inference.slices import MEDSAM, SAM, SliceModel
 from volsam.models.attention import Shape
 from volsam.models.encoder import EncoderConfig
 from volsam.models.mask_head import HeadConfig
@@ -127,6 +128,12 @@ def is_plain(described: Described, rank: int) -> bool:
     return plain and len(position) == rank + 2 and parts == {"image_encoder", "prompt_encoder", "mask_decoder"}
 
 
+def slice_model(network: nn.Module, name: str, device: str) -> SliceModel:
+    """The network behind a session. MedSAM's weights have SAM's names and shapes, so its name must say what it is."""
+    assert isinstance(network, Segmenter)
+    return SliceModel(network, name, MEDSAM if "medsam" in name.lower() else SAM, device)
+
+
 # --- fixtures ------------------------------------------------------------------------------------------------------
 
 
@@ -194,10 +201,11 @@ families.add(
         title="SAM",
         source="Kirillov et al. 2023, Segment Anything",
         licence="Apache-2.0",
-        prompts=("point", "box", "mask"),
+        prompts=("point", "box", "scribble", "mask"),
         recognises=lambda described: is_plain(described, rank=2),
         build=lambda described: Segmenter(segmenter_config(described, rank=2)),
         convert=lambda tensors: from_original(tensors, "sam"),
         compute=compute,
+        engine=slice_model,
     ),
 )

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from torch import nn
+
+from volsam.inference.volumes import ClickModel
 from volsam.models.original_names import from_original
 from volsam.models.segmenter import Segmenter
-from volsam.recipes.family import Family, families
+from volsam.recipes.family import Described, Family, families
 from volsam.recipes.sam import compute, is_plain, segmenter_config
+
+
+def attends_everywhere(described: Described) -> bool:
+    """Whether the first block has attention; FastSAM3D's student has none there."""
+    return "image_encoder.blocks.0.attn.qkv.weight" in described.shapes
+
+
+def click_model(network: nn.Module, name: str, device: str) -> ClickModel:
+    """The network behind a session."""
+    assert isinstance(network, Segmenter)
+    return ClickModel(network, name, device)
+
 
 families.add(
     "sam-med3d",
@@ -14,10 +29,11 @@ families.add(
         title="SAM-Med3D",
         source="Wang et al. 2023, SAM-Med3D",
         licence="Apache-2.0",
-        prompts=("point", "mask"),
-        recognises=lambda described: is_plain(described, rank=3),
+        prompts=("point", "scribble", "mask"),
+        recognises=lambda described: is_plain(described, rank=3) and attends_everywhere(described),
         build=lambda described: Segmenter(segmenter_config(described, rank=3)),
         convert=lambda tensors: from_original(tensors, "sam_med3d"),
         compute=compute,
+        engine=click_model,
     ),
 )
