@@ -45,6 +45,10 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     """The window of the blocks named in `wide_blocks`: (1, 0, 0) for slices, which must not see each other."""
     wide_blocks: tuple[int, ...] = ()
     """Blocks (from 0) that attend in `wide_window`; SAM calls them global."""
+    shift: Shape = (0, 0, 0)
+    """How many tokens the windows of the blocks named in `shifted_blocks` are moved on by."""
+    shifted_blocks: tuple[int, ...] = ()
+    """Blocks (from 0) whose windows are moved; every second one in 3DSAM-adapter."""
     bias_axes: Literal["", "d", "h", "w", "dh", "dw", "hw", "dhw"] = "dhw"
     """Axes with a relative position table; "hw" for slices."""
     bias: PositionBias = "aligned"
@@ -72,6 +76,8 @@ class Encoder(nn.Module):
 
     The learned position has one entry a token of `config.grid`; where the grid has depth 1 it is shared by all slices,
     so a stack of slices passes through an encoder of slices in one call.
+
+    `at_taps` has a place for each tap, through which its tokens pass before they are kept; an adapter may fill it.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -80,18 +86,21 @@ class Encoder(nn.Module):
         self.patches = PatchEmbedding(config.channels, config.width, config.patch, config.patch)
         self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, *config.grid, config.width), std=0.02))
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
+        self.at_taps = nn.ModuleList(nn.Identity() for _ in config.taps)
         self.neck = Neck(config.width, config.out, config.neck_kernel)
 
     def forward(
         self, image: Float[Tensor, "b channels D H W"]
-    ) -> tuple[Float[Tensor, "b out d h w"], tuple[Float[Tensor, "b d h w width"], ...]]:
-        """The embedding, and the tokens at `config.taps`, shallowest first."""
+    ) -> tuple[Float[Tensor, "b out d h w"], tuple[Tensor, ...]]:
+        """The embedding, and the tokens (b d h w width) at `config.taps`, or what the places there make of them,
+        shallowest first.
+        """
         x = self.patches(image) + self.position
-        taps = [x] if 0 in self.config.taps else []
+        taps = [self.at_taps[0](x)] if 0 in self.config.taps else []
         for passed, block in enumerate(self.blocks, start=1):
             x = block(x)
             if passed in self.config.taps:
-                taps.append(x)
+                taps.append(self.at_taps[len(taps)](x))
         return self.neck(x), tuple(taps)
 
 
@@ -137,7 +146,10 @@ class Block(nn.Module):
         else:
             window = config.wide_window if index in config.wide_blocks else config.window
             self.norm1 = nn.LayerNorm(width, eps=1e-6)
-            self.attention = GridAttention(width, config.heads, window, config.grid, config.bias_axes, config.bias)
+            shift = config.shift if index in config.shifted_blocks else (0, 0, 0)
+            self.attention = GridAttention(
+                width, config.heads, window, config.grid, config.bias_axes, config.bias, shift
+            )
         self.after_attention = nn.Identity()
         self.before_mlp = nn.Identity()
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
@@ -174,7 +186,9 @@ class Neck(nn.Module):
 
     def forward(self, x: Float[Tensor, "b d h w width"]) -> Float[Tensor, "b out d h w"]:
         """Tokens to the embedding."""
-        return self.norm2(self.mix(rearrange(self.norm1(self.project(x)), "b d h w c -> b c d h w")))
+        # In plain memory order, or the convolution would copy its weights into the order of the image at every call.
+        image = rearrange(self.norm1(self.project(x)), "b d h w c -> b c d h w").contiguous()
+        return self.norm2(self.mix(image))
 
 
 class ChannelNorm(nn.LayerNorm):
