@@ -44,11 +44,21 @@ class GridAttention(nn.Module):
     every slice attend to itself, (0 0 0) is attention over the whole volume. `grid` is the token grid of a full image
     and fixes the length of the tables along whole axes. `axes` names the axes that have a table, "" for no bias at all.
 
+    `shift` moves the windows on by so many tokens (Liu et al. 2021, "Swin transformer", section 3.2). Nothing is filled
+    then: the shorter windows left at both ends stand alone, which is what their cyclic shift comes to with its mask.
+
     `qkv` and `project` may be replaced by any layers that map tokens one by one, and `tables` by tables of any length.
     """
 
     def __init__(
-        self, width: int, heads: int, window: Shape, grid: Shape, axes: str = "dhw", bias: PositionBias = "aligned"
+        self,
+        width: int,
+        heads: int,
+        window: Shape,
+        grid: Shape,
+        axes: str = "dhw",
+        bias: PositionBias = "aligned",
+        shift: Shape = (0, 0, 0),
     ) -> None:
         super().__init__()
         extent = _window_on(grid, window)
@@ -57,8 +67,11 @@ class GridAttention(nn.Module):
                 f"the published position bias mixes three axes of equal length; got axes {axes!r} and windows of "
                 f"{extent} tokens: use cubic windows, or the aligned bias"
             )
+        if bias == "published" and any(shift):
+            raise BadInput("the published position bias knows no shifted windows: use the aligned bias")
         self.heads = heads
         self.window = window
+        self.shift = shift
         self.bias = bias
         self.qkv = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
@@ -73,9 +86,10 @@ class GridAttention(nn.Module):
     def forward(self, x: Tokens) -> Tokens:
         """What each token collects from its window; same shape."""
         window = _window_on(x.shape[1:4], self.window)
-        whole = all(size % step == 0 for size, step in zip(x.shape[1:4], window, strict=True))
+        whole = any(self.shift) or all(size % step == 0 for size, step in zip(x.shape[1:4], window, strict=True))
         filled = None if whole else self.qkv(x.new_zeros(x.shape[-1]))
-        return self.project(_over_tiles(lambda tile: self._attend(tile, filled, window), self.qkv(x), window))
+        tokens = _over_tiles(lambda tile: self._attend(tile, filled, window), self.qkv(x), window, self.shift)
+        return self.project(tokens)
 
     def _attend(
         self, qkv: Float[Tensor, "b d h w qkv"], filled: Float[Tensor, " qkv"] | None, window: Shape
@@ -130,19 +144,21 @@ def _smaller(grid: tuple[int, ...], window: Shape) -> Shape:
 
 
 def _over_tiles(
-    attend: Callable[[Tokens], Tokens], x: Tokens, window: Shape, axis: int = 0
+    attend: Callable[[Tokens], Tokens], x: Tokens, window: Shape, shift: Shape = (0, 0, 0), axis: int = 0
 ) -> Float[Tensor, "b d h w e"]:
-    """Apply `attend` to each tile of a grid: along every axis the full windows, then what is left at the far end.
+    """Apply `attend` to each tile of a grid: along every axis the tokens before the first full window, the full
+    windows, then what is left at the far end.
 
-    At most two tiles an axis, so eight in all; 2D SAM's 64² grid in windows of 14 gives four.
+    At most two tiles an axis without a shift, so eight in all; 2D SAM's 64² grid in windows of 14 gives four.
     """
     if axis == 3:
         return attend(x)
-    size, left = x.shape[axis + 1], x.shape[axis + 1] % window[axis]
-    if left in (0, size):
-        return _over_tiles(attend, x, window, axis + 1)
-    tiles = x.split([size - left, left], dim=axis + 1)
-    return torch.cat([_over_tiles(attend, tile, window, axis + 1) for tile in tiles], dim=axis + 1)
+    size = x.shape[axis + 1]
+    before = min(shift[axis], size)
+    left = (size - before) % window[axis]
+    tiles = [tile for tile in x.split([before, size - before - left, left], dim=axis + 1) if tile.shape[axis + 1]]
+    done = [_over_tiles(attend, tile, window, shift, axis + 1) for tile in tiles]
+    return done[0] if len(done) == 1 else torch.cat(done, dim=axis + 1)
 
 
 def _filled_boxes(extent: Shape, window: Shape) -> list[Box]:
