@@ -87,6 +87,7 @@ def load_families() -> Registry[Family]:
     """All families: importing a recipe registers it."""
     import volsam.recipes.fast_sam_3d
     import volsam.recipes.sam
+    import volsam.recipes.sam_adapter_3d
     import volsam.recipes.sam_med3d  # noqa: F401
 
     return families
