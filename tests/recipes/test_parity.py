@@ -166,7 +166,7 @@ def test_a_fixture_of_an_unknown_network_is_refused(tmp_path: Path) -> None:
 
 def test_a_network_with_parts_that_sam_lacks_is_not_taken_for_sam(tmp_path: Path) -> None:
     path = copied("sam2d", tmp_path)
-    shapes = json.loads(path.read_text())["state_dict"] | {"image_encoder.blocks.0.Adapter.norm.weight": [48]}
+    shapes = json.loads(path.read_text())["state_dict"] | {"image_encoder.blocks.0.adapter.weight": [48]}
     assert "fit no network known here" in refusal(changed(path, state_dict=shapes))
 
 

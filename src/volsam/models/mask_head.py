@@ -39,6 +39,8 @@ class HeadConfig(BaseModel, frozen=True, extra="forbid"):
     """Channels inside the attention between tokens and image; half the width in SAM."""
     masks: PositiveInt = 4
     """Mask tokens: one for a clear prompt, the others for an ambiguous one."""
+    classes: PositiveInt = 1
+    """Classes that are asked for one by one, each with tokens of its own and a copy of the image to read (AutoSAM)."""
     upscale: tuple[int, ...]
     """Channels after each doubling of the image."""
     step: Shape = (2, 2, 2)
@@ -56,8 +58,8 @@ class MaskHead(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.quality_token = nn.Parameter(torch.randn(1, width))
-        self.mask_tokens = nn.Parameter(torch.randn(config.masks, width))
+        self.quality_token = nn.Parameter(torch.randn(config.classes, width))
+        self.mask_tokens = nn.Parameter(torch.randn(config.classes * config.masks, width))
         self.transformer = TwoWayTransformer(width, config.depth, config.heads, config.mlp_width, config.inner)
         self.upscaling = Upscaling(width, config.upscale, config.step)
         # One network a mask token: it turns the token into the weights of a mask.
@@ -72,22 +74,26 @@ class MaskHead(nn.Module):
         dense: Float[Tensor, "#b c #d #h #w"],
         candidates: Candidates = "one",
     ) -> tuple[Float[Tensor, "b n z y x"], Float[Tensor, "b n"]]:
-        """Mask logits at the size the doublings reach, and the foretold IoU of each.
+        """Mask logits at the size the doublings reach, and the foretold IoU of each; n runs over classes, then masks.
 
         An embedding of batch 1 serves any number of prompts, and prompts of batch 1 any number of embeddings.
         """
         chosen = _CHOSEN[candidates]
         image = rearrange(embedding + dense, "b c d h w -> b (d h w) c")
         batch = max(image.shape[0], prompts.shape[0])
-        asking = torch.cat([self.quality_token, self.mask_tokens])
-        tokens = torch.cat([repeat(asking, "t c -> b t c", b=batch), prompts.expand(batch, -1, -1)], dim=1)
-        tokens, image = self.transformer(
-            tokens, image.expand(batch, -1, -1), rearrange(position, "d h w c -> 1 (d h w) c")
-        )
+        classes = self.config.classes
+        own = rearrange(self.mask_tokens, "(k m) c -> k m c", k=classes)
+        asking = torch.cat([rearrange(self.quality_token, "k c -> k 1 c"), own], dim=1)
+        said = repeat(prompts.expand(batch, -1, -1), "b t c -> (b k) t c", k=classes)
+        tokens = torch.cat([repeat(asking, "k t c -> (b k) t c", b=batch), said], dim=1)
+        image = repeat(image.expand(batch, -1, -1), "b l c -> (b k) l c", k=classes)
+        tokens, image = self.transformer(tokens, image, rearrange(position, "d h w c -> 1 (d h w) c"))
         wanted = [network(tokens[:, 1 + index]) for index, network in list(enumerate(self.weights))[chosen]]
         masks = torch.stack(wanted, dim=1) @ rearrange(self.upscaling(image), "b l s c -> b c (l s)")
         d, h, w, _ = position.shape
-        return self.upscaling.unfold(masks, (d, h, w)), self.quality(tokens[:, 0])[:, chosen]
+        masks, quality = self.upscaling.unfold(masks, (d, h, w)), self.quality(tokens[:, 0])[:, chosen]
+        masks = rearrange(masks, "(b k) n z y x -> b (k n) z y x", k=classes)
+        return masks, rearrange(quality, "(b k) n -> b (k n)", k=classes)
 
 
 class Upscaling(nn.Module):

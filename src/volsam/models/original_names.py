@@ -14,20 +14,39 @@ from torch import Tensor
 Original: TypeAlias = Literal["sam", "sam_med3d", "fastsam3d_encoder"]
 """Whose names they are. MedSAM has those of `sam`; `fastsam3d_encoder` is the student alone, without a prefix."""
 
+_STAGE_PARTS = ("first", "second", "enlarge")
+
 _PROJECTIONS = {"q": "query", "k": "key", "v": "value", "out": "project"}
 
 _NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"image_encoder\.pos_embed", "encoder.position"),
     (r"image_encoder\.patch_embed\.proj\.", "encoder.patches."),
     (r"image_encoder\.blocks\.(\d+)\.", r"encoder.blocks.\1."),
+    # MA-SAM's factors and adapters.
+    (r"image_encoder\.FacTu\.", "encoder.factors.down."),
+    (r"image_encoder\.FacTv\.", "encoder.factors.up."),
+    (r"(encoder\.blocks\.\d+)\.attn\.qkv\.([qv])_FacTs\.", r"\1.attention.qkv.changes.\2.core."),
+    (
+        r"(encoder\.blocks\.\d+)\.adapter_(?:linear_)?(norm|down|conv|up)(_2|)\.",
+        lambda m: f"{m[1]}.before_{'mlp' if m[3] else 'attention'}.{'mix' if m[2] == 'conv' else m[2]}.",
+    ),
     (r"(encoder\.blocks\.\d+)\.attn\.qkv\.", r"\1.attention.qkv."),
     (r"(encoder\.blocks\.\d+)\.attn\.proj\.", r"\1.attention.project."),
     (r"(encoder\.blocks\.\d+)\.attn\.rel_pos_([dhw])", r"\1.attention.tables.\2"),
+    # SAM-Med2D's adapter.
+    (r"(encoder\.blocks\.\d+)\.Adapter\.norm\.", r"\1.beside_mlp.norm."),
+    (
+        r"(encoder\.blocks\.\d+)\.Adapter\.channel\.([02])\.",
+        lambda m: f"{m[1]}.beside_mlp.gate.layers.{int(m[2]) // 2}.",
+    ),
+    (r"(encoder\.blocks\.\d+)\.Adapter\.spatial\.0\.", r"\1.beside_mlp.shrink."),
+    (r"(encoder\.blocks\.\d+)\.Adapter\.spatial\.2\.", r"\1.beside_mlp.grow."),
     (r"image_encoder\.neck\.0\.", "encoder.neck.project."),
     (r"image_encoder\.neck\.1\.", "encoder.neck.norm1."),
     (r"image_encoder\.neck\.2\.", "encoder.neck.mix."),
     (r"image_encoder\.neck\.3\.", "encoder.neck.norm2."),
-    (r"prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix", "prompt_encoder.code.matrix"),
+    # AutoSAM has a matrix of its own at the top.
+    (r"(^|\.)pe_layer\.positional_encoding_gaussian_matrix", r"\1code.matrix"),
     (r"prompt_encoder\.mask_downscaling\.", "prompt_encoder.mask."),
     (r"prompt_encoder\.no_mask_embed\.weight", "prompt_encoder.no_mask"),
     (r"mask_decoder\.iou_token\.weight", "mask_head.quality_token"),
@@ -42,6 +61,12 @@ _NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"transformer\.norm_final_attn\.", "transformer.norm."),
     (r"(transformer\..*)\.(q|k|v|out)_proj\.", lambda m: f"{m[1]}.{_PROJECTIONS[m[2]]}."),
     (r"\.mlp\.lin([12])\.", lambda m: f".mlp.layers.{int(m[1]) - 1}."),
+    # AutoSAM's other heads, sequences with activations between.
+    (r"^cnn_head\.input_block\.([02])\.", lambda m: f"cnn_head.widen.{int(m[1]) // 2}."),
+    (r"^cnn_head\.blocks\.(\d+)\.([024])\.", lambda m: f"cnn_head.stages.{m[1]}.{_STAGE_PARTS[int(m[2]) // 2]}."),
+    (r"^cnn_head\.final\.([01])\.", lambda m: f"cnn_head.{('mix', 'classify')[int(m[1])]}."),
+    (r"^linear_head\.output_upscaling\.(\d+)\.", lambda m: f"linear_head.upscaling.{_upscaling_part(int(m[1]))}."),
+    (r"^linear_head\.final\.([02])\.", lambda m: f"linear_head.classify.layers.{int(m[1]) // 2}."),
     # The upscaling of the original is one sequence: convolution, norm, activation, convolution, ...
     (r"mask_decoder\.output_upscaling\.(\d+)\.", lambda m: f"mask_head.upscaling.{_upscaling_part(int(m[1]))}."),
 )
@@ -89,7 +114,7 @@ def _upscaling_part(index: int) -> str:
 
 def _at_our_rank(name: str, tensor: Tensor) -> Tensor:
     """A depth of one for 2D weights, and rows (depth, height, width) for a position matrix of (x, y)."""
-    if name == "prompt_encoder.code.matrix" and len(tensor) == 2:
+    if name.endswith("code.matrix") and len(tensor) == 2:
         return torch.cat([torch.zeros_like(tensor[:1]), tensor.flip(0)])
     if name == "prompt_encoder.no_mask":
         return tensor.squeeze(0)

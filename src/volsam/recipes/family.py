@@ -85,9 +85,12 @@ families: Registry[Family] = Registry("family of networks")
 
 def load_families() -> Registry[Family]:
     """All families: importing a recipe registers it."""
+    import volsam.recipes.auto_sam
     import volsam.recipes.fast_sam_3d
+    import volsam.recipes.ma_sam
     import volsam.recipes.sam
     import volsam.recipes.sam_adapter_3d
+    import volsam.recipes.sam_med2d
     import volsam.recipes.sam_med3d  # noqa: F401
 
     return families
