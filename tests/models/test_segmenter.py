@@ -144,3 +144,33 @@ def test_enlarging_is_trilinear_interpolation(size: tuple[int, int, int]) -> Non
 
 def test_a_config_survives_json() -> None:
     assert SegmenterConfig.model_validate_json(CONFIG.model_dump_json()) == CONFIG
+
+
+PARTS = [
+    (slice(0, 16), slice(0, 16), slice(0, 16)),
+    (slice(3, 9), slice(0, 1), slice(15, 16)),
+    (slice(5, 5), slice(2, 4), slice(1, 9)),
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_refined_part_is_that_part_of_the_whole(part: tuple[slice, slice, slice]) -> None:
+    segmenter = a_segmenter()
+    with torch.no_grad():
+        features = segmenter.encode(an_image())
+        larger = Features(features.embedding, features.taps, torch.empty(1, 1, 16, 24, 40))
+        for whole in (features, larger):
+            prediction = segmenter.decode(whole, prompts(), "all")
+            low_res, quality = segmenter.draft(whole, prompts(), "all")
+            assert torch.equal(low_res, prediction.low_res)
+            assert torch.equal(quality, prediction.quality)
+            refined = segmenter.refine(whole, low_res, part)
+            assert_close(refined, prediction.logits[(..., *part)], rtol=0, atol=1e-6)
+
+
+def test_half_precision_interpolates_as_well() -> None:
+    torch.manual_seed(0)
+    image = torch.randn(1, 1, 1, 1, 300)
+    coarse = enlarge(image.to(torch.bfloat16), (1, 1, 700))
+    assert coarse.dtype == torch.bfloat16
+    assert_close(coarse.float(), enlarge(image, (1, 1, 700)), rtol=0, atol=0.05)

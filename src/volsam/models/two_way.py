@@ -69,7 +69,8 @@ class TwoWayLayer(nn.Module):
         else:
             coded = tokens + own_code
             tokens = self.norm1(tokens + self.among_tokens(coded, coded, tokens))
-        tokens = self.norm2(tokens + self.tokens_from_image(tokens + code, image + position, image))
+        placed = image + position
+        tokens = self.norm2(tokens + self.tokens_from_image(tokens + code, placed, image))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        image = self.norm4(image + self.image_from_tokens(image + position, tokens + code, tokens))
+        image = self.norm4(image + self.image_from_tokens(placed, tokens + code, tokens))
         return tokens, image
