@@ -219,9 +219,7 @@ def overlap(half: Tensor, batch: Batch) -> Tensor:
     return 2 * both / (mask.sum(dim=(1, 2, 3, 4)) + whole + 1e-3)
 
 
-def step(
-    model: DensePromptNet, batch: Batch, early: bool, generator: torch.Generator
-) -> tuple[Tensor, list[float]]:
+def step(model: DensePromptNet, batch: Batch, early: bool, generator: torch.Generator) -> tuple[Tensor, list[float]]:
     """Loss of one simulated conversation, a short one while it is `early`, and the mean Dice inside the crop after each
     click."""
     chances = torch.tensor(EARLY_TURNS if early else LATE_TURNS)

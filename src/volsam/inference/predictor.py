@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,6 @@ SLAB = 1 << 24
 MOST_POINTS = 48
 # Another region must promise this much more Dice: the mask so far was made, and corrected, in the one at hand.
 WORTH_MOVING = 0.03
-# So many zooms get a second look; the winner is hardly ever another, and large volumes have more zooms to try.
-SECOND_LOOKS = 3
 # A mask given as a start is trusted, not certain.
 HINT_LOGIT = 4.0
 # A 3D box is drawn by hand: the mask may pass it by this part of its size.
@@ -106,11 +103,9 @@ class Predictor:
         if self.model.spacing is not None:
             return self._look(self._region(prompts), prompts, None)
         drafts = [self._look(roi, prompts, None) for roi in self._first_regions(prompts)]
-        promising = _promising(drafts)
+        best = max(drafts, key=lambda draft: draft.quality)
         # Shown its own first mask the model mends it; only at the first click, later it would mistrust the user's.
-        settled = [self._look(draft.roi, prompts, draft) for draft, _ in promising]
-        worth = [trust * _agreement(draft, after) for (draft, trust), after in zip(promising, settled, strict=True)]
-        return self._refit(settled[int(np.argmax(worth))], prompts)
+        return self._refit(self._look(best.roi, prompts, best), prompts)
 
     def _hint_answer(self, prompts: PromptSet) -> Answer | None:
         """A starting mask as if it had been predicted."""
@@ -238,24 +233,6 @@ def thinned(prompts: PromptSet) -> PromptSet:
         return Scribble(tuple(prompt.points[index] for index in keep), prompt.positive)
 
     return PromptSet(map(thin, prompts))
-
-
-def _promising(drafts: list[Answer]) -> list[tuple[Answer, float]]:
-    """Of neighbouring zooms, in order, the SECOND_LOOKS that are trusted most, and how much: expected quality times
-    the agreement with the zooms beside. A mask that wavers with a small change of zoom has caught no border.
-
-    See benchmarks/default_model/choose_zoom.txt for how much each part of the rule brings.
-    """
-    pairs = [_agreement(finer, coarser) for finer, coarser in pairwise(drafts)] or [1.0]
-    beside = [float(np.mean(pairs[max(place - 1, 0) : place + 1])) for place in range(len(drafts))]
-    trusted = [(draft, draft.quality * near) for draft, near in zip(drafts, beside, strict=True)]
-    return sorted(trusted, key=lambda pair: -pair[1])[:SECOND_LOOKS]
-
-
-def _agreement(finer: Answer, coarser: Answer) -> float:
-    """Dice of two masks where the coarser was made; the finer one says nothing beyond its region."""
-    one, other = _carried(finer, coarser.roi) > 0, coarser.decoded.low_res > 0
-    return float(2 * (one & other).sum() / max(1, one.sum() + other.sum()))
 
 
 def _carried(before: Answer, roi: Grid) -> Logits:

@@ -276,11 +276,13 @@ class _Object:
 
     def show(self, patch: Patch) -> Changed | None:
         """Paint `patch` in place of the last one; returns the box that holds both."""
-        # Somebody who asked for the mask still holds the canvas (its base is shared by every view): leave it to them.
+        # Somebody who asked for the mask still holds the canvas (its base is shared by every view): leave it to them
+        # and take a new one. Nothing lies outside the patch, so nothing is copied; fresh zeros cost next to nothing.
         # The two references counted are this object's and the argument's.
         if sys.getrefcount(self.canvas) > 2:
-            self.canvas = self.canvas.copy(order="K")
-        self.canvas[self.patch.window] = 0
+            self.canvas = np.zeros(self.canvas.shape, np.uint8, order="F")
+        else:
+            self.canvas[self.patch.window] = 0
         self.canvas[patch.window] = patch.mask
         boxes = [(p.low, p.high) for p in (self.patch, patch) if p.mask.size]
         self.patch = patch
