@@ -27,6 +27,7 @@ class BrightModel:
     edge = 32
     step = 2
     spacing = None
+    axes = "RAS"
     takes = EVERYTHING
 
     def __init__(self) -> None:

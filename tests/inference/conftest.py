@@ -29,6 +29,7 @@ class GrowingModel:
     edge = 32
     step = 2
     spacing = None
+    axes = "RAS"
     takes = EVERYTHING
     tolerance = 30.0  # half the step from one thing in the bowl to the next
 

@@ -222,7 +222,7 @@ def test_the_plane_is_the_one_in_which_the_scan_was_taken(spacing: tuple, plane:
 
 def test_an_unknown_plane_is_refused() -> None:
     with pytest.raises(BadInput, match="axial, coronal, sagittal, got 'oblique'"):
-        SlicePredictor(BrightParts(), scan()[0], "oblique")  # type: ignore[arg-type]
+        SlicePredictor(BrightParts(), scan()[0], "oblique")
 
 
 # --- the network -----------------------------------------------------------------------------------------------------

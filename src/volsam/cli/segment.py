@@ -54,6 +54,15 @@ PictureFile = Annotated[
 Frame = Annotated[int | None, typer.Option("--frame", metavar="N", help="Which time point of a file with several.")]
 Channel = Annotated[int | None, typer.Option("--channel", metavar="N", help="Which channel of a file with several.")]
 
+InPlane = Annotated[
+    str,
+    typer.Option(
+        "--plane",
+        metavar="auto|axial|coronal|sagittal",
+        help="For models of slices: the plane they look at; auto is the one in which the scan was taken.",
+    ),
+]
+
 
 def segment(
     image: Image,
@@ -68,6 +77,7 @@ def segment(
     preview: PictureFile = None,
     frame: Frame = None,
     channel: Channel = None,
+    plane: InPlane = "auto",
 ) -> None:
     """Segment one object from clicks, boxes, scribbles or a starting mask.
 
@@ -90,6 +100,7 @@ def segment(
         preview=preview,
         frame=frame,
         channel=channel,
+        plane=plane,
     )
     outcome = carry_out(job, steps)
     for line in outcome.lines():

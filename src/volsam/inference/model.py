@@ -66,6 +66,10 @@ class InteractiveModel(Protocol):
         """The voxel size in mm that it was made for; None if it looks at any."""
 
     @property
+    def axes(self) -> str:
+        """Where the axes of its region point; models of one voxel size are used to one order of axes."""
+
+    @property
     def takes(self) -> frozenset[Kind]:
         """The prompts that it understands."""
 
@@ -106,6 +110,7 @@ class DensePromptModel:
 
     step = 2
     spacing = None
+    axes = "RAS"
     takes = EVERYTHING
 
     def __init__(self, network: DensePromptNet, name: str, device: str = "cpu", edge: int = 64) -> None:

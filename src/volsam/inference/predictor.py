@@ -115,11 +115,8 @@ class Predictor:
         span = zoom.spanning(hints[-1:])
         assert span is not None  # the mask is not empty
         edge, around = self.model.edge, np.concatenate([span, zoom.positive_points(prompts)])
-        if self.model.spacing is None:
-            roi = zoom.fitting(self.volume.grid, around, edge)
-        else:
-            middle = (around.min(axis=0) + around.max(axis=0)) / 2
-            roi = self.volume.grid.around(middle, (edge,) * 3, self.model.spacing)
+        any_zoom = self.model.spacing is None
+        roi = zoom.fitting(self.volume.grid, around, edge) if any_zoom else self._around(around)
         coarse = roi.coarsened(self.model.step)
         share = resample(hints[-1].mask.astype(np.float32), hints[-1].grid, coarse, mode="area")
         low_res = ((np.asarray(share, dtype=np.float32) - 0.5) * 2 * HINT_LOGIT).astype(np.float32)
@@ -139,17 +136,21 @@ class Predictor:
     def _region(self, prompts: PromptSet, seen: NDArray[np.float64] | None = None) -> Grid:
         """The region of a model that looks at one voxel size only: around everything in the object, or, where that is
         too much, around the newest click."""
-        assert self.model.spacing is not None
         points = zoom.positive_points(prompts)
         newest = prompts.points()[-1:]
         for around in (points if seen is None else np.concatenate([points, seen]), points, newest):
             if len(around) == 0:
                 continue
-            middle = (around.min(axis=0) + around.max(axis=0)) / 2
-            region = self.volume.grid.around(middle, (self.model.edge,) * 3, self.model.spacing)
+            region = self._around(around)
             if zoom.covers(region, np.concatenate([around, newest])):
                 break
         return region
+
+    def _around(self, points: NDArray[np.float64]) -> Grid:
+        """The region of a model that looks at one voxel size only, in the middle of some points."""
+        assert self.model.spacing is not None
+        middle = (points.min(axis=0) + points.max(axis=0)) / 2
+        return self.volume.grid.around(middle, (self.model.edge,) * 3, self.model.spacing, self.model.axes)
 
     def _next(self, prompts: PromptSet, before: Answer) -> Answer:
         """Answer in the region at hand, or in a better one if the object or the clicks have outgrown it."""

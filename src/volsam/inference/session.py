@@ -17,7 +17,7 @@ from volsam.geometry import Grid, Shape, resample
 from volsam.inference.log import Active, PromptLog
 from volsam.inference.model import InteractiveModel, require_taken
 from volsam.inference.predictor import OUTSIDE, Answer, Patch, Predictor, paint
-from volsam.inference.slices import Plane, SliceModel, SlicePredictor
+from volsam.inference.slices import SliceModel, SlicePredictor
 from volsam.inference.uncertainty import Uncertainty, ensemble
 from volsam.prompts import MaskHint, Point, Prompt, PromptSet, require_inside
 from volsam.volume import Volume
@@ -45,7 +45,7 @@ class Session:
         volume: Volume,
         *,
         object_name: str = "object",
-        plane: Plane = "auto",
+        plane: str = "auto",
         follow: bool = True,
     ) -> None:
         self.model = model
@@ -56,6 +56,11 @@ class Session:
         self._objects: dict[str, _Object] = {}
         self.current = object_name
         self.select(object_name)
+
+    @property
+    def builds_on_answers(self) -> bool:
+        """Whether an answer is made from the one before, so that prompts are best given one after the other."""
+        return isinstance(self.predictor, Predictor) and "mask" in self.model.takes
 
     # --- objects -------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -28,8 +27,6 @@ from volsam.models.prompt_encoder import PromptBatch
 from volsam.models.segmenter import Segmenter, enlarge
 from volsam.prompts import MaskHint, PromptSet
 from volsam.volume import Volume
-
-Plane = Literal["auto", "axial", "coronal", "sagittal"]
 
 # Slices in the order (across, down, along a row) in which radiologists look at them, as axes of the scan.
 AXES: dict[str, str] = {"axial": "SPL", "coronal": "PIL", "sagittal": "LIP"}
@@ -184,7 +181,7 @@ class SlicePredictor:
     the protocol by which the papers compare 2D models (1, 3 or 10 points per slice).
     """
 
-    def __init__(self, model: SliceModel, volume: Volume, plane: Plane = "auto", follow: bool = True) -> None:
+    def __init__(self, model: SliceModel, volume: Volume, plane: str = "auto", follow: bool = True) -> None:
         self.model = model
         self.volume = volume
         self.follow = follow

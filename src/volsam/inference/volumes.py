@@ -32,6 +32,7 @@ class ClickModel:
     """
 
     spacing = 1.5
+    axes = "RAS"
     takes: frozenset[Kind] = frozenset({"click", "negative click", "mask"})
 
     def __init__(self, network: Segmenter, name: str, device: str = "cpu") -> None:
@@ -103,7 +104,8 @@ class CropModel:
     """3DSAM-adapter: one crop at 1 mm, positive clicks without order, no feedback (Gong et al. 2023, section 1.4 of
     their release: the crop is centred on the clicks, one pass, no negative clicks).
 
-    window: HU clipped to; mean, spread: of the z-score; those of the organ the weights were trained on.
+    window: HU clipped to; mean, spread: of the z-score; axes: of the crop, depth being across the slices: those of the
+    task the weights were trained on.
     """
 
     step = 2
@@ -119,8 +121,10 @@ class CropModel:
         window: tuple[float, float],
         mean: float,
         spread: float,
+        axes: str = "SAR",
     ) -> None:
         self.name = name
+        self.axes = axes
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
         self.edge = edge
