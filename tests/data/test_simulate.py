@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from volsam.data import simulate
-from volsam.data.simulate import bounding_box, deepest, first_click, next_click
+from volsam.data.simulate import bounding_box, clicks_per_slice, deepest, first_click, next_click
 from volsam.errors import BadInput
 from volsam.geometry import Grid
 
@@ -132,3 +132,27 @@ def test_a_bounding_box_holds_the_region_and_no_more():
     assert bounding_box(region) == (slice(3, 5), slice(0, 20), slice(7, 8))
     assert bounding_box(region, margin=2) == (slice(1, 7), slice(0, 20), slice(5, 10))
     assert bounding_box(NOTHING) is None
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_every_slice_of_the_object_gets_its_own_clicks(a_grid, axis, count):
+    target = a_box((3, 4, 5), (8, 9, 11))
+    clicks = clicks_per_slice(target, a_grid, count, axis)
+    voxels = np.round(a_grid.to_voxels([click.position for click in clicks])).astype(int)
+    assert all(click.positive for click in clicks)
+    assert target[tuple(voxels.T)].all()
+    slices, found = np.unique(voxels[:, axis], return_counts=True)
+    assert slices.tolist() == np.flatnonzero(np.moveaxis(target, axis, 0).any(axis=(1, 2))).tolist()
+    assert (found == count).all()
+
+
+def test_clicks_on_slices_follow_the_seed(a_grid):
+    target = a_box((3, 4, 5), (12, 13, 14))
+    first, again, other = (clicks_per_slice(target, a_grid, 3, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_an_empty_object_has_no_slices_to_click_on(a_grid):
+    with pytest.raises(BadInput, match="no voxel"):
+        clicks_per_slice(NOTHING, a_grid, 1)

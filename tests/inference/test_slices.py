@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from volsam.data.simulate import clicks_per_slice
 from volsam.errors import BadInput, NotSupported
 from volsam.evaluation.metrics import dice
 from volsam.geometry import Grid, resample
@@ -133,6 +134,14 @@ def test_without_following_only_prompted_slices_are_answered() -> None:
     found = answered(volume, [Click((20, 24, 18)), Click((20, 24, 21))], follow=False, plane="axial")
     assert np.flatnonzero(found.any(axis=(0, 1))).tolist() == [18, 21]
     assert np.array_equal(found[..., 18], wanted[..., 18])
+
+
+def test_the_protocol_of_the_papers_is_one_session_away() -> None:
+    volume, wanted = scan()
+    model = BrightParts()
+    clicks = clicks_per_slice(wanted, volume.grid, 3)
+    assert np.array_equal(answered(volume, clicks, model, follow=False, plane="axial"), wanted)
+    assert [len(asked.points) for asked in model.asked] == [3] * int(wanted.any(axis=(0, 1)).sum())
 
 
 def test_a_slice_with_clicks_of_its_own_is_answered_by_them() -> None:

@@ -260,7 +260,9 @@ class SlicePredictor:
 
     def _decode(self, index: int, asked: SlicePrompts, previous: Logits | None = None) -> SliceMask:
         shape = (self.stack.shape[1], self.stack.shape[2])
-        found = self.model.decode_slice(self.encoded(index), asked, shape, previous)
+        # In the comparison of the papers the best of three masks is kept, however many points there are.
+        several: Candidates | None = "several" if self.model.style.several and not self.follow else None
+        found = self.model.decode_slice(self.encoded(index), asked, shape, previous, several)
         if asked.box is None:
             return found
         # Nothing far outside a box that a person has drawn.
