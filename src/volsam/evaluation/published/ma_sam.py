@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -159,18 +160,20 @@ class MaSam(nn.Module):
         return self.sam.mask_decoder(embeddings, self.sam.prompt_encoder.dense_code(), sparse, dense)
 
 
-def segment_volume(network: MaSam, volume: Tensor) -> Tensor:
-    """Classes (slices h w) of a volume (slices 3 h w), as the release tests: a stack around every slice, edges
-    repeated; each slice is encoded once in every stack it is in, and its probabilities are added up.
+def segment_volume(predict: Callable[[Tensor], Tensor], volume: Tensor, slices: int = 5) -> Tensor:
+    """Classes (d h w) of a volume (d 3 h w), as the release tests: a stack around every slice, edges repeated; each
+    slice is encoded once in every stack it is in, and its probabilities are added up.
+
+    predict: a stack (slices 3 h w) to the logits (slices classes h w) of its slices.
     """
-    count, reach = len(volume), network.slices // 2
+    count, reach = len(volume), slices // 2
     total: Tensor | None = None
     for middle in range(count):
-        members = [min(max(index, 0), count - 1) for index in range(middle - reach, middle + reach + 1)]
-        probability = network(volume[members][None])[0].softmax(dim=1)
+        around = range(middle - reach, middle + reach + 1)
+        probability = predict(volume[[min(max(index, 0), count - 1) for index in around]]).softmax(dim=1)
         if total is None:
             total = torch.zeros(count, *probability.shape[1:], device=probability.device)
-        for place, index in enumerate(range(middle - reach, middle + reach + 1)):
+        for place, index in enumerate(around):
             if 0 <= index < count:
                 total[index] += probability[place]
     assert total is not None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from volsam.evaluation.published.decoder import MaskDecoder
-from volsam.evaluation.published.encoder import AdaptedBlock, Block, Encoder, StudentBlock
+from volsam.evaluation.published.encoder import AdaptedBlock, Encoder, StudentBlock
 from volsam.evaluation.published.prompts import PromptEncoder
 
 
@@ -76,18 +76,19 @@ STUDENT: dict[str, Any] = {"depth": 6, "heads": 6, "window": 0, "wide": (), "ski
 
 
 def click(
-    network: Sam, embedding: Tensor, point: Tensor, label: Tensor, previous: Tensor
-) -> tuple[NDArray[np.bool_], Tensor, Tensor]:
-    """One click of the 3D systems: the newest point (1 1 3) with its label (1 1) and the last low-resolution logits.
+    network: Sam, embedding: Tensor, point: Tensor, label: Tensor, previous: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One click: the newest point (1 1 rank) with its label (1 1) and the last low-resolution logits.
 
-    Gives the mask at the size of the input on the host, its logits there, and the low-resolution logits to feed back.
+    Gives the logits (1 1 *size) at the size of the input, and the low-resolution logits to feed back.
     """
     masks, _ = network(embedding, point, label, None, previous)
     low_res = masks[:, :1]
     size = [network.prompt_encoder.image] * network.prompt_encoder.rank
-    logits = F.interpolate(low_res, size=size, mode="trilinear" if len(size) == 3 else "bilinear", align_corners=False)
-    probability = torch.sigmoid(logits).cpu().numpy()[0, 0]
-    return probability > 0.5, logits, low_res
+    mode = "trilinear" if len(size) == 3 else "bilinear"
+    return F.interpolate(low_res, size=size, mode=mode, align_corners=False), low_res
 
 
-__all__ = ["STUDENT", "Block", "Sam", "click", "fast_sam_3d", "sam_b", "sam_med2d", "sam_med3d"]
+def mask_on_host(logits: Tensor) -> NDArray[np.bool_]:
+    """The mask (*size) as the 3D systems make it: a sigmoid, all probabilities to the host, a threshold there."""
+    return torch.sigmoid(logits).cpu().numpy()[0, 0] > 0.5
