@@ -148,6 +148,80 @@ def test_a_replaced_qkv_also_decides_what_filled_tokens_become() -> None:
     assert_close(attention(x), with_filling(attention, x), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize(("window", "grid", "bias", "axes"), CASES[2:4])
+def test_windows_may_be_read_a_few_at_a_time(
+    window: tuple[int, ...], grid: tuple[int, ...], bias: str, axes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention = an_attention(window, grid, bias, axes)
+    x = torch.randn(3, *grid, WIDTH, dtype=torch.float64)
+    together = attention(x)
+    monkeypatch.setattr("volsam.models.attention.LOGITS_AT_ONCE", 2 * HEADS * math.prod(window) ** 2)
+    assert_close(attention(x), together, rtol=0, atol=1e-12)
+
+
+def rolled(attention: GridAttention, x: Tensor) -> Tensor:
+    """Shifted windows the long way (Liu et al. 2021): roll, mask pairs that were no neighbours, roll back."""
+    _, *grid, c = x.shape
+    back = [-step for step in attention.shift]
+    d, h, w = attention.window
+    q, k, v = rearrange(
+        attention.qkv(torch.roll(x, back, (1, 2, 3))),
+        "b (z d) (y h) (u w) (part n c) -> part (b z y u) n (d h w) c", d=d, h=h, w=w, part=3, n=HEADS,
+    )  # fmt: skip
+    region = torch.zeros(grid, dtype=torch.long)
+    for axis, (size, step) in enumerate(zip(grid, attention.shift, strict=True)):
+        wrapped = (torch.arange(size) >= size - step).long() + (torch.arange(size) >= size - attention.window[axis])
+        region = 3 * region + wrapped.reshape([-1 if other == axis else 1 for other in range(3)])
+    region = rearrange(region, "(z d) (y h) (u w) -> (z y u) (d h w)", d=d, h=h, w=w).repeat(len(x), 1)
+    logits = q @ k.mT / math.sqrt(c // HEADS) - 100.0 * (region[:, None, :, None] != region[:, None, None, :])
+    query = rearrange(q, "b n (d h w) c -> b n d h w c", d=d, h=h, w=w)
+    for axis, place in zip("dhw", ("k 1 1", "1 k 1", "1 1 k"), strict=True):
+        rows_of = rows(attention.tables[axis], attention.window["dhw".index(axis)])
+        term = rearrange(torch.einsum(f"bndhwc,{axis}kc->bndhwk", query, rows_of), f"b n d h w k -> b n d h w {place}")
+        logits = logits + term.expand(*term.shape[:5], d, h, w).flatten(5).flatten(2, 4)
+    out = rearrange(
+        logits.softmax(-1) @ v, "(b z y u) n (d h w) c -> b (z d) (y h) (u w) (n c)",
+        z=grid[0] // d, y=grid[1] // h, u=grid[2] // w, d=d, h=h, w=w,
+    )  # fmt: skip
+    return attention.project(torch.roll(out, attention.shift, (1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("window", "grid", "shift"),
+    [
+        ((4, 4, 4), (8, 8, 8), (2, 2, 2)),
+        ((4, 4, 4), (4, 8, 12), (1, 3, 2)),  # one window along depth, which the shift splits
+        ((2, 3, 2), (4, 6, 4), (0, 1, 1)),
+        ((3, 2, 2), (6, 4, 2), (1, 0, 0)),
+        ((2, 2, 2), (4, 4, 4), (0, 0, 0)),
+    ],
+)
+def test_shifted_windows_are_those_of_a_cyclic_shift_with_its_mask(
+    window: tuple[int, ...], grid: tuple[int, ...], shift: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    attention = GridAttention(WIDTH, HEADS, window, grid, shift=shift).double()
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    x = torch.randn(2, *grid, WIDTH, dtype=torch.float64)
+    assert_close(attention(x), rolled(attention, x), rtol=0, atol=1e-11)
+
+
+def test_windows_that_do_not_fill_the_grid_are_shorter_at_both_ends_when_shifted() -> None:
+    attention = GridAttention(WIDTH, HEADS, (1, 1, 3), (1, 1, 6), shift=(0, 0, 2)).double()
+    x = torch.randn(1, 1, 1, 8, WIDTH, dtype=torch.float64)
+    whole = attention(x)
+    # Alone, the first tokens fill no window, whatever comes after them.
+    assert_close(whole[:, :, :, :2], attention(x[:, :, :, :2]))
+    attention.shift = (0, 0, 0)
+    assert_close(whole[:, :, :, 2:], attention(x[:, :, :, 2:]))
+
+
+def test_the_published_bias_knows_no_shift() -> None:
+    with pytest.raises(BadInput, match="shifted"):
+        GridAttention(WIDTH, HEADS, (3, 3, 3), (6, 6, 6), bias="published", shift=(1, 1, 1))
+
+
 def test_slices_do_not_see_each_other() -> None:
     attention = an_attention((1, 3, 3), (1, 5, 5), axes="hw")
     x = torch.randn(1, 4, 5, 5, WIDTH, dtype=torch.float64)

@@ -13,6 +13,7 @@ One more key k₀ with value v₀ and bias `fold(q)` therefore stands for all of
 and P is a union of at most three boxes, so `fold` takes a few sums along single axes.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -35,6 +36,10 @@ PositionBias: TypeAlias = Literal["aligned", "published"]
 """`aligned` pairs every axis with itself. `published` is for released weights of 3D models, see `MixedBias`."""
 
 Box: TypeAlias = tuple[slice, slice, slice]
+
+# Logits that are made in one step on a CPU, 16 MB of them: those of all windows of a large grid are gigabytes, which
+# is slower, too, since memory must be had and filled anew for every sum.
+LOGITS_AT_ONCE = 2**22
 
 
 class GridAttention(nn.Module):
@@ -97,9 +102,29 @@ class GridAttention(nn.Module):
         """Attention in a tile whose windows all hold the same extent of real tokens, the rest being `filled`."""
         d, h, w = extent = _smaller(qkv.shape[1:4], window)
         z, y, x = (size // step for size, step in zip(qkv.shape[1:4], extent, strict=True))
-        q, k, v = rearrange(
+        parts = rearrange(
             qkv, "b (z d) (y h) (x w) (part n c) -> part (b z y x) n d h w c", part=3, n=self.heads, d=d, h=h, w=w
         )
+        some = parts.split(self._windows_at_once(parts), dim=1)
+        out = [self._within(*windows, filled, window) for windows in some]
+        together = out[0] if len(out) == 1 else torch.cat(out)
+        return rearrange(together, "(b z y x) (d h w) c -> b (z d) (y h) (x w) c", z=z, y=y, x=x, d=d, h=h, w=w)
+
+    def _windows_at_once(self, parts: Float[Tensor, "part b n d h w c"]) -> int:
+        """On a CPU only so many windows that the logits of one step fit its cache; elsewhere all of them."""
+        tokens = math.prod(parts.shape[3:6])
+        return max(1, LOGITS_AT_ONCE // (self.heads * tokens**2) if parts.device.type == "cpu" else parts.shape[1])
+
+    def _within(
+        self,
+        q: Float[Tensor, "b n d h w c"],
+        k: Float[Tensor, "b n d h w c"],
+        v: Float[Tensor, "b n d h w c"],
+        filled: Float[Tensor, " qkv"] | None,
+        window: Shape,
+    ) -> Float[Tensor, "b l e"]:
+        """Attention in windows of which q, k and v hold the real tokens."""
+        extent: Shape = (q.shape[2], q.shape[3], q.shape[4])
         keys, values = (rearrange(part, "b n d h w c -> b n (d h w) c") for part in (k, v))
         if filled is None or extent == window:
             logits = self._between(self._position_bias(q, None, window), extent) if self.tables else None
@@ -113,7 +138,7 @@ class GridAttention(nn.Module):
         # Under mixed precision the sums of exponentials run in float32, the logits must be what the queries are.
         mask = None if logits is None else logits.to(q.dtype)
         out = F.scaled_dot_product_attention(rearrange(q, "b n d h w c -> b n (d h w) c"), keys, values, attn_mask=mask)
-        return rearrange(out, "(b z y x) n (d h w) c -> b (z d) (y h) (x w) (n c)", z=z, y=y, x=x, d=d, h=h, w=w)
+        return rearrange(out, "b n l c -> b l (n c)")
 
     def _position_bias(
         self, q: Float[Tensor, "b n d h w c"], q0: Float[Tensor, "n c"] | None, window: Shape
