@@ -64,6 +64,14 @@ def a_click(an_oblique_grid: Grid) -> Click:
     return Click(tuple(an_oblique_grid.to_world(BALL_VOXEL)))
 
 
+@pytest.fixture(autouse=True)
+def a_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where volsam keeps models, one of its own for every test: nobody's real one is read or changed."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("VOLSAM_HOME", str(home))
+    return home
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real volumes; tests that ask for it are skipped where there is none."""

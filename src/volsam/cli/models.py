@@ -1,58 +1,178 @@
-"""`volsam models`: which models there are, what is known of them, and whether they compute what was published."""
+"""`volsam models`: which models there are, bringing others in, and whether they compute what was published."""
 
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from volsam.cli.console import Command, Steps, fail, table
+from volsam.cli.console import Command, Steps, fail, table, track
 from volsam.cli.options import AsJson
+from volsam.errors import BadInput
 
 if TYPE_CHECKING:
     from volsam.recipes.recipe import Recipe
+    from volsam.recipes.store import StoredModel
+    from volsam.registry import Registry
 
-app = typer.Typer(no_args_is_help=True, help="Models: names, licences, cards, agreement with the published ones.")
+app = typer.Typer(no_args_is_help=True, help="Models: names, licences, cards; bringing published weights in.")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A name from `volsam models list`.")]
+NewName = Annotated[
+    str | None,
+    typer.Option("--name", metavar="NAME", help="What to call it; by default the name of the file."),
+]
+Partner = Annotated[
+    str | None,
+    typer.Option("--with", metavar="FILE|NAME", help="The second file, where the first holds a part of the network."),
+]
+OfFamily = Annotated[
+    str | None,
+    typer.Option("--family", metavar="FAMILY", help="What the weights must be; 'medsam' for SAM tuned for boxes."),
+]
+Licence = Annotated[str | None, typer.Option("--licence", metavar="TEXT", help="By default that of the family.")]
+Source = Annotated[str | None, typer.Option("--source", metavar="TEXT", help="Where the weights come from.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a model of the same name.")]
 
 
 @app.command("list", cls=Command)
 def list_models(as_json: AsJson = False) -> None:
-    """List the models by name."""
-    found = known()
+    """List the models by name: what ships with volsam, and what was brought in."""
+    from volsam.recipes.store import all_stored
+
+    recipes = shipped()
+    found = [*(record(recipes[name]) for name in recipes), *(record_of_stored(model) for model in all_stored())]
     if as_json:
-        typer.echo(json.dumps([record(recipe) for recipe in found], indent=2))
+        typer.echo(json.dumps(found, indent=2))
         return
     rows = [
         (
-            recipe.name,
-            recipe.summary,
-            ", ".join(recipe.prompts),
-            recipe.licence,
-            size_in_words(recipe.weights),
-            "yes" if recipe.present else "no",
+            model["name"],
+            model["summary"],
+            ", ".join(model["prompts"]) or "none, automatic",
+            model["licence"],
+            in_megabytes(model["bytes"]),
+            "yes" if model["present"] else "no",
         )
-        for recipe in found
+        for model in found
     ]
     table(("name", "summary", "prompts", "licence", "size", "present"), rows)
 
 
 @app.command(cls=Command)
-def show(name: Annotated[str, typer.Argument(metavar="NAME", help="A name from `volsam models list`.")]) -> None:
+def show(name: Name) -> None:
     """Show the card of a model: data, licence, scores, limits."""
-    from volsam.recipes.recipe import recipes
+    from volsam.recipes.store import stored
 
-    known()
-    recipe = recipes[name]
-    for key, value in record(recipe).items():
-        if value is not None:
-            typer.echo(f"{key:9} {', '.join(value) if isinstance(value, list) else value}")
-    if recipe.card is not None and recipe.card.is_file():
+    recipes = shipped()
+    known = record(recipes[name]) if name in recipes else record_of_stored(stored(name))
+    width = max(9, *map(len, known))
+    for key, value in known.items():
+        if value not in (None, "", []):
+            typer.echo(f"{key:{width}} {in_words(value)}")
+    card = recipes[name].card if name in recipes else None
+    if card is not None and card.is_file():
         typer.echo("")
-        typer.echo(recipe.card.read_text(encoding="utf-8").rstrip())
+        typer.echo(card.read_text(encoding="utf-8").rstrip())
+
+
+@app.command("import", cls=Command)
+def import_model(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Published weights: safetensors, .pt or .pth.")],
+    name: NewName = None,
+    partner: Partner = None,
+    family: OfFamily = None,
+    licence: Licence = None,
+    source: Source = None,
+    force: Force = False,
+) -> None:
+    """Check published weights and keep them; works offline, and runs nothing that is in the file.
+
+    Example: volsam models import sam_vit_b_01ec64.pth --name sam-b
+    """
+    with Steps()(f"checking {file.name}"):
+        from volsam.recipes.importing import import_checkpoint
+
+        model = import_checkpoint(
+            file, name=name, partner=partner, family=family, licence=licence, source=source, force=force
+        )
+    _say_stored(model)
+
+
+@app.command(cls=Command)
+def get(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="https://..., of a file of published weights.")],
+    sha256: Annotated[str | None, typer.Option("--sha256", metavar="HEX", help="What the file must have.")] = None,
+    no_checksum: Annotated[bool, typer.Option("--no-checksum", help="Take the file as it is.")] = False,
+    name: NewName = None,
+    partner: Partner = None,
+    family: OfFamily = None,
+    licence: Licence = None,
+    source: Source = None,
+    force: Force = False,
+) -> None:
+    """Fetch published weights, check them and keep them: the one command that uses a network.
+
+    Example: volsam models get https://host/sam_vit_b.pth --sha256 ec2d...
+    """
+    from volsam.recipes import store
+    from volsam.recipes.download import fetch, file_name, without_secrets
+
+    if (sha256 is None) != no_checksum:
+        raise BadInput(
+            f"{address}: give --sha256 HEX, which its publisher says, or --no-checksum to take the file as it is; "
+            f"{'neither was' if sha256 is None else 'both were'} given"
+        )
+    name = store.proposed_name(file_name(address)) if name is None else name
+    store.require_name(name, force=force)
+    with store.workplace() as folder:
+        file, found = fetch(address, folder, sha256, track)
+        if sha256 is None:
+            typer.echo(f"sha256      {found}")
+        with Steps()(f"checking {file.name}"):
+            from volsam.recipes.importing import import_checkpoint
+
+            model = import_checkpoint(
+                file,
+                name=name,
+                partner=partner,
+                family=family,
+                licence=licence,
+                source=source or without_secrets(address),
+                force=force,
+            )
+    _say_stored(model)
+
+
+@app.command(cls=Command)
+def export(
+    name: Name,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help=".safetensors, .pt or .pth.")],
+) -> None:
+    """Write the weights of a model to a file, under the names of the original."""
+    from volsam.recipes import store
+
+    with Steps()(f"writing {output.name}"):
+        store.export(weights_of(name), output)
+    typer.echo(f"weights    {output}, {in_megabytes(output.stat().st_size)}")
+
+
+@app.command(cls=Command)
+def remove(name: Name, yes: Annotated[bool, typer.Option("--yes", help="Yes, delete it.")] = False) -> None:
+    """Delete a stored model."""
+    from volsam.recipes import store
+
+    if name in shipped():
+        raise BadInput(
+            f"{name} ships with volsam and is not removed; `volsam models list` shows which models are stored"
+        )
+    model = store.stored(name)
+    if not yes:
+        raise BadInput(f"{name} takes {model.card.bytes / 1e6:,.1f} MB in {model.path}: add --yes to delete it")
+    store.remove(name)
+    typer.echo(f"removed    {name}")
 
 
 @app.command(cls=Command)
@@ -81,18 +201,16 @@ def verify(
         fail(f"{which} differ from the original by more than {TOLERANCE:g}")
 
 
-def known() -> list[Recipe]:
-    """Every model that a module of `volsam.recipes` registers."""
-    import volsam.recipes
+def shipped() -> Registry[Recipe]:
+    """The models that come with the package; asking costs no import of torch."""
+    import volsam.recipes.volsam_s  # noqa: F401  registers itself
     from volsam.recipes.recipe import recipes
 
-    for module in iter_modules(volsam.recipes.__path__):
-        import_module(f"volsam.recipes.{module.name}")
-    return [recipes[name] for name in recipes]
+    return recipes
 
 
-def record(recipe: Recipe) -> dict[str, str | int | bool | list[str] | None]:
-    """What is known of a model, as plain data."""
+def record(recipe: Recipe) -> dict[str, Any]:
+    """What is known of a model that ships, as plain data."""
     return {
         "name": recipe.name,
         "summary": recipe.summary,
@@ -105,6 +223,51 @@ def record(recipe: Recipe) -> dict[str, str | int | bool | list[str] | None]:
     }
 
 
-def size_in_words(weights: Path | None) -> str:
-    """Megabytes of a file, or a dash where there is none."""
-    return f"{weights.stat().st_size / 1e6:.1f} MB" if weights is not None and weights.is_file() else "-"
+def record_of_stored(model: StoredModel) -> dict[str, Any]:
+    """The same of a model that was brought in, and where it came from."""
+    card = model.card.model_dump(exclude={"computed"})
+    return {
+        "name": model.name,
+        "summary": f"{card.pop('title')}, {card['parameters'] / 1e6:,.1f} million parameters",
+        "prompts": list(card.pop("prompts")),
+        "licence": card.pop("licence"),
+        "source": card.pop("source"),
+        "present": model.present,
+        "bytes": card.pop("bytes"),
+        "sha256": card.pop("sha256"),
+        **card,
+        "folder": str(model.path),
+    }
+
+
+def weights_of(name: str) -> Path:
+    """The safetensors file of a model."""
+    from volsam.recipes.store import stored
+
+    recipes = shipped()
+    weights = recipes[name].weights if name in recipes else stored(name).weights
+    if weights is None or not weights.is_file():
+        raise BadInput(f"the weights of {name} are not here: see `volsam models show {name}`")
+    return weights
+
+
+def in_words(value: Any) -> str:
+    """A value of a record for the reader."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(in_words, value))
+    if isinstance(value, dict):
+        return " ".join(map(in_words, value.values()))
+    return str(value)
+
+
+def in_megabytes(size: int | None) -> str:
+    """The size of a file, or a dash where there is none."""
+    return "-" if size is None else f"{size / 1e6:,.1f} MB"
+
+
+def _say_stored(model: StoredModel) -> None:
+    card = model.card
+    typer.echo(f"stored      {model.name}, {card.title}, in {model.path}")
+    typer.echo(f"prompts     {', '.join(card.prompts) or 'none, it is automatic'}")
+    typer.echo(f"licence     {card.licence}")
+    typer.echo(f"size        {in_megabytes(card.bytes)}, {card.parameters:,} parameters")

@@ -7,10 +7,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from volsam.errors import BadFile, BadInput
-from volsam.inference.model import InteractiveModel
 from volsam.registry import Registry
+
+if TYPE_CHECKING:
+    from volsam.inference.model import InteractiveModel
+    from volsam.inference.session import Model
 
 EMBEDDED = "volsam-s"
 
@@ -48,19 +52,18 @@ class Recipe:
 recipes: Registry[Recipe] = Registry("model")
 
 
-def load_model(name_or_path: str | os.PathLike[str] | None = None, *, device: str = "auto") -> InteractiveModel:
-    """A model ready for a `Session`: the embedded default, a name from `volsam models list`, or a weights file.
+def load_model(name_or_path: str | os.PathLike[str] | None = None, *, device: str = "auto") -> Model:
+    """A model ready for a `Session`: the embedded default, a name from `volsam models list`, or a file of weights.
 
     device: "auto" (cuda, then mps, then cpu), or one of them.
     """
     import volsam.recipes.volsam_s  # noqa: F401  registers itself
 
     wanted = EMBEDDED if name_or_path is None else os.fspath(name_or_path)
-    path = Path(wanted)
-    if wanted not in recipes and (path.suffix or path.exists()):
-        if not path.is_file():
-            raise BadFile(f"no weights file at {wanted}: give a path that exists, or a name from `volsam models list`")
-        return recipes[EMBEDDED].build(path, choose_device(device))
+    if wanted not in recipes:
+        from volsam.recipes.importing import load
+
+        return load(wanted, choose_device(device))
     recipe = recipes[wanted]
     if recipe.weights is None or not recipe.weights.is_file():
         raise BadFile(f"the weights of {recipe.name} are missing from this installation: run `volsam doctor`")

@@ -7,29 +7,43 @@ well it does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from typing import TYPE_CHECKING
 
 from volsam.errors import BadFile
-from volsam.inference.model import DensePromptModel
-from volsam.models.dense_prompt import DensePromptNet
 from volsam.recipes.recipe import EMBEDDED, Recipe, recipes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from volsam.inference.model import DensePromptModel
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "volsam-s.safetensors"
 
 
 def build(weights: Path, device: str = "cpu") -> DensePromptModel:
     """The model with weights from a safetensors file; every tensor must be there and fit."""
+    # What is known of the model is asked more often than the model itself, and must not cost the import of torch.
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         tensors = load_file(weights)
     except (SafetensorError, OSError):
         raise BadFile(f"{weights} is not a whole safetensors file: fetch it again") from None
+    return build_from(tensors, str(weights), device)
+
+
+def build_from(tensors: Mapping[str, Tensor], where: str, device: str = "cpu") -> DensePromptModel:
+    """The model with these weights; `where` they are from is for messages."""
+    from volsam.inference.model import DensePromptModel
+    from volsam.models.dense_prompt import DensePromptNet
+
     network = DensePromptNet()
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     if {name: tuple(value.shape) for name, value in tensors.items()} != wanted:
-        raise BadFile(f"{weights} does not hold the weights of volsam-s: names or shapes differ")
+        raise BadFile(f"{where} does not hold the weights of volsam-s: names or shapes differ")
     network.load_state_dict(tensors)
     return DensePromptModel(network, EMBEDDED, device)
 
