@@ -14,7 +14,7 @@ and P is a union of at most three boxes, so `fold` takes a few sums along single
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -106,7 +106,7 @@ class GridAttention(nn.Module):
             qkv, "b (z d) (y h) (x w) (part n c) -> part (b z y x) n d h w c", part=3, n=self.heads, d=d, h=h, w=w
         )
         some = parts.split(self._windows_at_once(parts), dim=1)
-        out = [self._within(*windows, filled, window) for windows in some]
+        out = [self._within(q, k, v, filled, window) for q, k, v in some]
         together = out[0] if len(out) == 1 else torch.cat(out)
         return rearrange(together, "(b z y x) (d h w) c -> b (z d) (y h) (x w) c", z=z, y=y, x=x, d=d, h=h, w=w)
 
@@ -143,10 +143,8 @@ class GridAttention(nn.Module):
     def _position_bias(
         self, q: Float[Tensor, "b n d h w c"], q0: Float[Tensor, "n c"] | None, window: Shape
     ) -> "AlignedBias | MixedBias":
-        tables = [
-            _by_distance(self.tables[axis], size) if axis in self.tables else None
-            for axis, size in zip("dhw", window, strict=True)
-        ]
+        sizes = dict(zip("dhw", window, strict=True))
+        tables = {axis: _of_length(table, 2 * sizes[axis] - 1) for axis, table in self.tables.items()}
         return aligned_bias(q, tables, window) if self.bias == "aligned" else mixed_bias(q, q0, tables)
 
     @staticmethod
@@ -203,16 +201,36 @@ def _filled_boxes(extent: Shape, window: Shape) -> list[Box]:
 # --- the relative position bias ----------------------------------------------------------------------------
 
 
-def _by_distance(table: Float[Tensor, "n c"], size: int) -> Float[Tensor, "size size c"]:
-    """Rows of a table for every pair of query and key positions: entry (q, k) is row q - k + size - 1.
+def _of_length(table: Float[Tensor, "_ c"], length: int) -> Float[Tensor, "n c"]:
+    """A table; one of another length is interpolated linearly, as SAM does."""
+    if len(table) == length:
+        return table
+    return rearrange(F.interpolate(rearrange(table, "n c -> 1 c n"), size=length, mode="linear"), "1 c n -> n c")
 
-    A table of another length is interpolated linearly, as SAM does. Strided views stand in for index tensors, so
-    nothing is made on the host.
+
+def _scores(
+    q: Float[Tensor, "b n d h w c"], tables: Mapping[str, Float[Tensor, "_ c"]]
+) -> dict[str, Float[Tensor, "b n d h w r"]]:
+    """Queries times all rows of the tables in one product, last row first."""
+    if not tables:
+        return {}
+    axes = list(tables)[::-1]
+    rows = torch.cat(list(tables.values())).flip(0)
+    return dict(zip(axes, (q @ rows.T).split([len(tables[axis]) for axis in axes], dim=-1), strict=True))
+
+
+def _by_key(scores: Float[Tensor, "b n d h w r"], axis: str) -> Float[Tensor, "b n d h w k"]:
+    """Of the scores of all distances those of each query's keys: entry (p, k) is row p - k + size - 1, from the end.
+
+    One step along the axis of the queries is one step back in the rows, so a strided view is all it takes: nothing is
+    made on the host and nothing moves in memory.
     """
-    if len(table) != 2 * size - 1:
-        table = F.interpolate(rearrange(table, "n c -> 1 c n"), size=2 * size - 1, mode="linear")
-        table = rearrange(table, "1 c n -> n c")
-    return rearrange(table.unfold(0, size, 1).flip(-1), "q c k -> q k c")
+    size = (scores.shape[-1] + 1) // 2
+    strides = list(scores.stride())
+    strides[2 + "dhw".index(axis)] -= strides[-1]
+    return scores.as_strided(
+        (*scores.shape[:-1], size), tuple(strides), scores.storage_offset() + (size - 1) * strides[-1]
+    )
 
 
 @dataclass(frozen=True)
@@ -243,16 +261,14 @@ class AlignedBias:
 
 
 def aligned_bias(
-    q: Float[Tensor, "b n d h w c"], tables: list[Float[Tensor, "_ _ c"] | None], window: Shape
+    q: Float[Tensor, "b n d h w c"], tables: Mapping[str, Float[Tensor, "_ c"]], window: Shape
 ) -> AlignedBias:
     """SAM's decomposed bias: unscaled query times the row of its distance to the key, summed over the axes."""
-    terms = []
-    for axis, (table, size) in enumerate(zip(tables, window, strict=True)):
-        if table is None:
-            terms.append(q.new_zeros(()).expand(*q.shape[:5], size))
-        else:
-            own = "dhw"[axis]
-            terms.append(_scores(f"bndhwc,{own}kc->bndhwk", q, table[: q.shape[axis + 2]]))
+    scores = _scores(q, tables)
+    terms = [
+        _by_key(scores[axis], axis) if axis in scores else q.new_zeros(()).expand(*q.shape[:5], size)
+        for axis, size in zip("dhw", window, strict=True)
+    ]
     return AlignedBias(*terms)
 
 
@@ -288,28 +304,20 @@ class MixedBias:
 
 
 def mixed_bias(
-    q: Float[Tensor, "b n d h w c"], q0: Float[Tensor, "n c"] | None, tables: list[Float[Tensor, "_ _ c"] | None]
+    q: Float[Tensor, "b n d h w c"], q0: Float[Tensor, "n c"] | None, tables: Mapping[str, Float[Tensor, "_ c"]]
 ) -> MixedBias:
     """The published bias; `q0` is the query of a filled position, which stands at the end of rows that are not full."""
-    depth, height, width = (table for table in tables if table is not None)
     b, _, d, h, w, _ = q.shape
-    row = q
-    if q0 is not None and w < len(width):
-        row = torch.cat([q, repeat(q0, "n c -> b n d h w c", b=b, d=d, h=h, w=len(width) - w)], dim=4)
+    scores = _scores(q, tables)
+    left = (len(tables["w"]) + 1) // 2 - w
+    if q0 is not None and left:
+        filled = _scores(rearrange(q0, "n c -> 1 n 1 1 1 c"), tables)
+        for axis in "hw":
+            rest = repeat(filled[axis], "1 n 1 1 1 r -> b n d h w r", b=b, d=d, h=h, w=left)
+            scores[axis] = torch.cat([scores[axis], rest], dim=4)
     return MixedBias(
-        own=_scores("bndhwc,dkc->bndhwk", q, depth[:d]),
-        by_depth=_scores("bndhwc,hkc->bndhwk", row, height[:h]),
-        by_height=_scores("bndhwc,wkc->bndhwk", row, width),
+        own=_by_key(scores["d"], "d"), by_depth=_by_key(scores["h"], "h"), by_height=_by_key(scores["w"], "w")
     )
-
-
-def _scores(
-    pattern: str, q: Float[Tensor, "b n d h w c"], rows: Float[Tensor, "q k c"]
-) -> Float[Tensor, "b n d h w k"]:
-    """Queries times rows. In plain memory order, or the far larger sum of the terms would come out in another and be
-    copied once more.
-    """
-    return torch.einsum(pattern, q, rows).contiguous()
 
 
 # --- attention between token lists -------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from volsam.models.attention import Shape
 from volsam.models.encoder import MLP
+from volsam.models.fused import linear_gelu
 from volsam.models.two_way import TwoWayTransformer
 
 Candidates: TypeAlias = Literal["one", "several", "all"]
@@ -128,14 +129,14 @@ class Upscaling(nn.Module):
         A CPU takes the last, largest doubling a few tokens at a time, so that their voxels stay in its cache.
         """
         x = self._doubled(rearrange(image, "b l c -> b l 1 c"), len(self.steps) - 1)
-        last = self.steps[-1]
+        last: Doubling = self.steps[-1]  # type: ignore[assignment]
         size = x.shape[0] * x.shape[2] * last.weight[0].numel()
         tokens = max(1, _CACHED // size) if x.device.type == "cpu" else x.shape[1]
         matrix, bias = last.matrix(), last.biases()
         parts = []
         for some in x.split(tokens, dim=1):
-            voxels = rearrange(F.linear(some, matrix, bias), "b l s (t e) -> b (l s t) e", e=last.out_channels)
-            parts.append(weights @ F.gelu(voxels).mT)
+            voxels = linear_gelu(some, matrix, bias)
+            parts.append(weights @ rearrange(voxels, "b l s (t e) -> b (l s t) e", e=last.out_channels).mT)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def unfold(self, masks: Float[Tensor, "b n ls"], grid: Shape) -> Float[Tensor, "b n z y x"]:

@@ -88,7 +88,7 @@ def enlarge(image: Float[Tensor, "b c d h w"], size: Shape, part: Part | None = 
 def interpolation(now: int, length: int, part: slice, like: Tensor) -> Float[Tensor, "k now"]:
     """Rows `part` of the matrix that interpolates from `now` to `length` voxels, where and as `like` is.
 
-    A voxel's weight falls from one at its own centre to none at its neighbours'; beyond the last centre nothing changes.
+    A voxel's weight falls from one at its own centre to none at its neighbours'; beyond the last centre all stays.
     """
     start, stop, _ = part.indices(length)
     at = torch.arange(start, stop, device=like.device, dtype=torch.float32)

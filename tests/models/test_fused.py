@@ -1,0 +1,46 @@
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from volsam.models.fused import linear_gelu
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (2, 3, 4, 5, 12), (0, 12)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_one_step_gives_what_two_give(shape: tuple[int, ...], biased: bool) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(shape), torch.randn(7, 12), torch.randn(7) if biased else None
+    expected = F.gelu(F.linear(x, weight, bias))
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert_close(linear_gelu(x, weight, bias), expected, rtol=0, atol=1e-6)
+
+
+def test_gradients_flow() -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(5, 12), torch.randn(7, 12, requires_grad=True), torch.randn(7)
+    linear_gelu(x, weight, bias).sum().backward()
+    ours, weight.grad = weight.grad, None
+    F.gelu(F.linear(x, weight, bias)).sum().backward()
+    assert_close(ours, weight.grad)
+
+
+def test_other_precisions_are_kept() -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(5, 12), torch.randn(7, 12), torch.randn(7)
+    with torch.no_grad():
+        double = linear_gelu(x.double(), weight.double(), bias.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = linear_gelu(x, weight, bias)
+    assert double.dtype == torch.float64
+    assert mixed.dtype == torch.bfloat16
+    assert_close(mixed.double(), double, rtol=0, atol=0.05)
+
+
+def test_it_works_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(5, 12), torch.randn(7, 12)
+    monkeypatch.setattr("volsam.models.fused._has_kernel", lambda: False)
+    with torch.no_grad():
+        assert_close(linear_gelu(x, weight, None), F.gelu(F.linear(x, weight)))
