@@ -21,8 +21,7 @@ from volsam.prompts import PromptSet
 from volsam.volume import Volume
 
 if TYPE_CHECKING:
-    from volsam.inference.model import InteractiveModel
-    from volsam.inference.session import Session
+    from volsam.inference.session import Model, Session
     from volsam.inference.uncertainty import Uncertainty
 
 
@@ -42,6 +41,7 @@ class Job:
     preview: Path | None = None
     frame: int | None = None
     channel: int | None = None
+    plane: str = "auto"
 
     @property
     def mask_file(self) -> Path:
@@ -95,7 +95,7 @@ def carry_out(job: Job, steps: Steps) -> Outcome:
         volume = _read(job)
         model = loading.result()
     with steps("prompts"):
-        session = _answered(model, volume, prompts)
+        session = _answered(model, volume, prompts, job.plane)
     doubt = None
     if job.uncertainty is not None:
         with steps("uncertainty"):
@@ -130,7 +130,7 @@ def _require_places(job: Job) -> None:
         taken[path] = option
 
 
-def _load_model(job: Job) -> InteractiveModel:
+def _load_model(job: Job) -> Model:
     from volsam.recipes.recipe import load_model
 
     return load_model(job.model, device=job.device)
@@ -148,13 +148,18 @@ def _read(job: Job) -> Volume:
     return volume.with_data(volume.data[channel : channel + 1])
 
 
-def _answered(model: InteractiveModel, volume: Volume, prompts: PromptSet) -> Session:
-    """A session in which the prompts were given one after the other, so that each answer builds on the last."""
+def _answered(model: Model, volume: Volume, prompts: PromptSet, plane: str) -> Session:
+    """A session in which the prompts were given one after the other, so that each answer builds on the last; all at
+    once to a model whose answers do not build on one another.
+    """
     from volsam.inference.session import Session
 
-    session = Session(model, volume)
-    for prompt in prompts:
-        session.add(prompt)
+    session = Session(model, volume, plane=plane)
+    if session.builds_on_answers:
+        for prompt in prompts:
+            session.add(prompt)
+    else:
+        session.add_all(prompts)
     return session
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from volsam.adapters.spatial import add_spatial_adapters
 from volsam.errors import BadInput
+from volsam.inference.volumes import CropModel
 from volsam.models.aggregation_head import AggregationHead, enlarged_to_corners
 from volsam.models.attention import Shape
 from volsam.models.encoder import Encoder, EncoderConfig, Image, Neck
@@ -32,19 +33,20 @@ from volsam.recipes.fixture import Fixture
 @dataclass(frozen=True)
 class Organ:
     """How volumes were prepared for the weights of one task: resampled to 1 mm, clipped to `window`, then
-    (HU - mean) / spread. All in HU.
+    (HU - mean) / spread, all in HU; axes: where depth, height and width of a crop point, as the task's files have them.
     """
 
     window: tuple[float, float]
     mean: float
     spread: float
+    axes: str
 
 
 ORGANS = {
-    "kits": Organ((-54.0, 247.0), 59.53867, 55.457336),
-    "lits": Organ((-48.0, 163.0), 60.057533, 40.198017),
-    "pancreas": Organ((-39.0, 204.0), 68.45214, 63.422806),
-    "colon": Organ((-57.0, 175.0), 65.175035, 32.651197),
+    "kits": Organ((-54.0, 247.0), 59.53867, 55.457336, "IPL"),
+    "lits": Organ((-48.0, 163.0), 60.057533, 40.198017, "SAR"),
+    "pancreas": Organ((-39.0, 204.0), 68.45214, 63.422806, "SAR"),
+    "colon": Organ((-57.0, 175.0), 65.175035, 32.651197, "SAR"),
 }
 """By the names of the release: tumours of kidney (KiTS21), liver (LiTS17), pancreas (MSD 07) and colon (MSD 10)."""
 
@@ -314,6 +316,22 @@ def compute(network: nn.Module, fixture: Fixture) -> Mapping[str, Tensor]:
     return {name: rearrange(tensor, "b c d h w -> b c h w d") for name, tensor in found.items()}
 
 
+# --- in a session ----------------------------------------------------------------------------------------------------
+
+
+def crop_model(network: nn.Module, name: str, device: str) -> CropModel:
+    """The network behind a session, prepared for the task that its name tells: the weights do not."""
+    assert isinstance(network, SamAdapter3D)
+    tasks = [task for task in ORGANS if task in name.lower()]
+    if not tasks:
+        raise BadInput(
+            f"{name} does not say for which task it was trained: import it under a name with one of {', '.join(ORGANS)} "
+            "in it, such as 3dsam-adapter-kits"
+        )
+    organ, edge = ORGANS[tasks[0]], network.encoder.config.image[0]
+    return CropModel(network, name, device, edge, organ.window, organ.mean, organ.spread, organ.axes)
+
+
 families.add(
     "3dsam-adapter",
     Family(
@@ -326,5 +344,6 @@ families.add(
         build=build,
         convert=convert,
         compute=compute,
+        engine=crop_model,
     ),
 )
