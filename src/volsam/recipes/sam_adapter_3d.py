@@ -325,11 +325,13 @@ def crop_model(network: nn.Module, name: str, device: str) -> CropModel:
     tasks = [task for task in ORGANS if task in name.lower()]
     if not tasks:
         raise BadInput(
-            f"{name} does not say for which task it was trained: import it under a name with one of {', '.join(ORGANS)} "
-            "in it, such as 3dsam-adapter-kits"
+            f"{name} does not say for which task it was trained: import it under a name that holds one of "
+            f"{', '.join(ORGANS)}, such as 3dsam-adapter-kits"
         )
-    organ, edge = ORGANS[tasks[0]], network.encoder.config.image[0]
-    return CropModel(network, name, device, edge, organ.window, organ.mean, organ.spread, organ.axes)
+    organ, image = ORGANS[tasks[0]], network.encoder.config.image
+    if len(set(image)) > 1:
+        raise BadInput(f"{name} takes crops of {image} voxels; in a session only cubes are looked at")
+    return CropModel(network, name, device, image[0], organ.window, organ.mean, organ.spread, organ.axes)
 
 
 families.add(
