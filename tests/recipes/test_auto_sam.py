@@ -1,17 +1,22 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from volsam.errors import BadInput
+from volsam.geometry import Grid
 from volsam.models import sizes
-from volsam.recipes.auto_sam import AutoSam, recognises, train_heads
+from volsam.models.dense_heads import ConvHeadConfig, LinearHeadConfig
+from volsam.recipes.auto_sam import ACDC_LABELS, AutoSam, automatic, recognises, train_heads
 from volsam.recipes.family import Described, built, families, family_of, fill
 from volsam.recipes.fixture import read_fixture
 from volsam.recipes.parity import verify
+from volsam.volume import Volume
 
 from .published_networks import SMALL, record_auto_sam
 
@@ -85,6 +90,40 @@ def test_a_head_that_is_not_there_is_refused() -> None:
     assert network.heads == ("cnn",)
     with pytest.raises(BadInput, match="has the heads cnn, not vit"):
         network.decode(torch.zeros(1, 64, 1, 8, 8), "vit")
+
+
+def test_it_labels_a_volume_slice_by_slice() -> None:
+    network = recorded_network()
+    data = np.random.default_rng(0).normal(0, 100, (40, 36, 3)).astype(np.float32)
+    volume = Volume(data, Grid.at(data.shape, (2, 2, 5)))
+    model = families["autosam"].automatic(network, "mine", "cpu")
+    assert model.labels == ("background", "class 1", "class 2")
+    found = model.segment(volume)
+    assert found.grid == volume.grid
+    slice_ = torch.from_numpy(np.ascontiguousarray(data[::-1, ::-1, 1].T))[None, None]
+    slice_ = (slice_ - slice_.min()) / (slice_.max() - slice_.min())
+    image = F.interpolate(slice_, size=(128, 128), mode="bilinear").expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        logits = F.interpolate(network(image[:, :, None])[:, :, 0], size=(36, 40), mode="bilinear")
+    wanted = logits[0].argmax(dim=0).numpy()[::-1, ::-1].T
+    assert (found.data[0, :, :, 1] == wanted).mean() > 0.999
+    assert len(np.unique(wanted)) > 1
+
+
+def test_four_classes_are_those_of_acdc() -> None:
+    config = sizes.SAM_B.encoder.model_copy(update={"width": 24, "depth": 0, "heads": 2, "image": (1, 64, 64)})
+    network = AutoSam(config, linear=LinearHeadConfig(width=256, upscale=(4, 4), classes=4))
+    assert automatic(network, "heart").labels == ACDC_LABELS
+
+
+def test_heads_of_different_classes_and_no_head_are_refused() -> None:
+    linear = LinearHeadConfig(width=256, upscale=(4, 4), classes=4)
+    cnn = ConvHeadConfig(width=256, widths=(8, 4), doublings=1, classes=3)
+    with torch.device("meta"):
+        with pytest.raises(BadInput, match=r"heads of \[3, 4\]"):
+            AutoSam(sizes.SAM_B.encoder, cnn=cnn, linear=linear)
+        with pytest.raises(BadInput, match=r"heads of \[\]"):
+            AutoSam(sizes.SAM_B.encoder)
 
 
 def count(network: nn.Module) -> int:

@@ -2,6 +2,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,24 @@ from torch.testing import assert_close
 from volsam.adapters.lowrank import add_fact, fold
 from volsam.adapters.slices import add_slice_mixers
 from volsam.errors import BadInput
+from volsam.geometry import Grid
+from volsam.inference.automatic import segment_slices
 from volsam.models import sizes
 from volsam.models.segmenter import SegmenterConfig
 from volsam.recipes.family import Described, built, differences, families, family_of, fill, on_no_device
 from volsam.recipes.fixture import read_fixture
-from volsam.recipes.ma_sam import StackSegmenter, merge, needs_sam, train_tuned
+from volsam.recipes.ma_sam import (
+    BTCV,
+    BTCV_LABELS,
+    PROSTATE,
+    StackSegmenter,
+    automatic,
+    merge,
+    needs_sam,
+    train_tuned,
+)
 from volsam.recipes.parity import verify
+from volsam.volume import Volume
 
 from .manifests import described, manifest, needs_manifests
 from .published_networks import SMALL, record_ma_sam
@@ -84,6 +97,36 @@ def test_a_stack_is_answered_at_full_size() -> None:
     network = recorded_network()
     logits = network(torch.randn(2, 3, 5, 64, 64))
     assert logits.shape == (2, 5, 5, 64, 64)
+
+
+def test_it_labels_a_volume_with_its_factors_folded() -> None:
+    network = recorded_network()
+    data = np.random.default_rng(0).normal(0, 100, (40, 36, 3)).astype(np.float32)
+    volume = Volume(data, Grid.at(data.shape, (2, 2, 5)))
+    model = families["ma-sam"].automatic(network, "mine", "cpu")
+    assert not [name for name, _ in network.named_parameters() if "factors" in name or "changes" in name]
+    assert model.labels == ("background", "class 1", "class 2", "class 3", "class 4")
+    found = model.segment(volume)
+    assert found.grid == volume.grid
+    wanted = segment_slices(recorded_network(), volume, BTCV, 64)
+    assert (found.data == wanted.data).mean() > 0.999
+    assert len(np.unique(wanted.data)) > 1
+
+
+def test_thirteen_classes_are_those_of_btcv() -> None:
+    with torch.device("cpu"):
+        network = built(families["ma-sam"], thirteen_classes())
+    assert automatic(network, "btcv").labels == BTCV_LABELS
+    assert automatic(network, "mr", style=PROSTATE, labels=[str(i) for i in range(13)]).labels[12] == "12"
+
+
+def thirteen_classes() -> Described:
+    shapes = {name: tuple(shape) for name, shape in json.loads(RECORDED.read_text())["state_dict"].items()}
+    head = "sam.mask_decoder."
+    for name in [name for name in shapes if name.startswith(f"{head}output_hypernetworks_mlps.0.")]:
+        shapes |= {name.replace("mlps.0.", f"mlps.{index}."): shapes[name] for index in range(13)}
+    shapes |= {f"{head}mask_tokens.weight": (13, 64), f"{head}iou_prediction_head.layers.2.weight": (13, 32)}
+    return Described("here", shapes | {f"{head}iou_prediction_head.layers.2.bias": (13,)})
 
 
 # --- full size -----------------------------------------------------------------------------------------------------

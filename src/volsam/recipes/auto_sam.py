@@ -6,7 +6,7 @@ Whoever trains one has one; a network may hold any of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from einops import rearrange
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from volsam.adapters.freeze import train_only
 from volsam.errors import BadInput
+from volsam.inference.automatic import AutomaticModel, StackStyle, everything, numbered
 from volsam.models.dense_heads import ConvHead, ConvHeadConfig, LinearHead, LinearHeadConfig
 from volsam.models.encoder import Encoder, EncoderConfig, Image
 from volsam.models.mask_head import HeadConfig, MaskHead
@@ -26,14 +27,19 @@ from volsam.recipes.sam import at_rank, encoder_config, head_config, image_of
 
 Head = Literal["vit", "cnn", "linear"]
 
+SLICE = StackStyle(1, everything)
+"""One slice, brought to 0..1 by itself; SAM's mean and spread are not taken off, as published."""
+
+ACDC_LABELS = ("background", "right ventricle", "myocardium", "left ventricle")
+
 _PREFIXES: dict[Head, str] = {"vit": "mask_decoder.", "cnn": "cnn_head.", "linear": "linear_head."}
 
 
 class AutoSam(nn.Module):
     """SAM's encoder for slices, and one or more heads that need no prompts.
 
-    code: of positions, for the ViT head. Its matrix is drawn anew and not SAM's, since the released code stores it
-    under another name than SAM's checkpoint.
+    classes: background included; code: of positions, for the ViT head. Its matrix is drawn anew and
+    not SAM's, since the released code stores it under another name than SAM's checkpoint.
     """
 
     def __init__(
@@ -44,6 +50,12 @@ class AutoSam(nn.Module):
         linear: LinearHeadConfig | None = None,
     ) -> None:
         super().__init__()
+        counts = {head.classes for head in (vit, cnn, linear) if head is not None}
+        if len(counts) != 1:
+            raise BadInput(
+                f"an AutoSAM needs a head, and all its heads the same classes; got heads of {sorted(counts)}"
+            )
+        self.classes = counts.pop()
         self.config = encoder
         self.encoder = Encoder(encoder)
         if vit is not None:
@@ -88,6 +100,23 @@ class AutoSam(nn.Module):
 def train_heads(network: AutoSam) -> None:
     """Let learn what AutoSAM trains: the heads, but for the foretold quality, which nobody asks for."""
     train_only(network, r"mask_head(?!\.quality)|cnn_head|linear_head")
+
+
+def automatic(
+    network: nn.Module,
+    name: str,
+    device: str = "cpu",
+    style: StackStyle = SLICE,
+    labels: Sequence[str] | None = None,
+) -> AutomaticModel:
+    """The network, by the first of its heads, behind `volsam predict`.
+
+    labels: of every class, background first; those of ACDC, or numbers, where nothing is said.
+    """
+    assert isinstance(network, AutoSam)
+    network.to(device).eval()
+    named = ACDC_LABELS if network.classes == len(ACDC_LABELS) else numbered(network.classes)
+    return AutomaticModel(network, name, labels or named, style, network.config.image[2], device)
 
 
 # --- one network from names and shapes -----------------------------------------------------------------------------
@@ -189,5 +218,6 @@ families.add(
         build=build,
         convert=convert,
         compute=compute,
+        automatic=automatic,
     ),
 )

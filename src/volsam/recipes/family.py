@@ -18,6 +18,7 @@ from volsam.errors import BadInput
 from volsam.registry import Registry
 
 if TYPE_CHECKING:
+    from volsam.inference.automatic import AutomaticModel
     from volsam.inference.session import Model
     from volsam.recipes.fixture import Fixture
 
@@ -65,7 +66,8 @@ class Family:
     released weights; prompts: kinds it takes, none for an automatic one; recognises: whether described weights are of
     this family; build: the network they need, with weights of its own; convert: tensors from original names and ranks
     to ours, unknown names kept as they are; compute: every array that a fixture records; engine: a filled network
-    behind the interface of a session, None for an automatic family.
+    behind the interface of a session, None for an automatic family; automatic: a filled network that labels volumes by
+    itself, None for a promptable family.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Family:
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
     compute: Callable[[nn.Module, Fixture], Mapping[str, Tensor]]
     engine: Callable[[nn.Module, str, str], Model] | None = None
+    automatic: Callable[[nn.Module, str, str], AutomaticModel] | None = None
 
 
 families: Registry[Family] = Registry("family of networks")

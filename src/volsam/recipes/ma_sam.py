@@ -10,7 +10,7 @@ tuned tensors alone: `merge` completes them with the SAM checkpoint that they we
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from volsam.adapters.freeze import train_only
-from volsam.adapters.lowrank import add_fact
+from volsam.adapters.lowrank import add_fact, fold
 from volsam.adapters.slices import add_slice_mixers
 from volsam.errors import BadInput
+from volsam.inference.automatic import AutomaticModel, StackStyle, below_percentile, numbered, window
 from volsam.models.encoder import Encoder
 from volsam.models.mask_head import MaskHead
 from volsam.models.original_names import from_original
@@ -34,6 +35,19 @@ from volsam.recipes.sam import encoder_config, head_config, prompt_config
 
 SLICES = 5
 """Slices of a stack, as published. The network itself takes stacks of any length."""
+
+BTCV = StackStyle(SLICES, window(-200, 250))
+"""Abdominal CT in Hounsfield units. The release also takes off a mean and divides by a spread, which the scaling of
+every stack to 0..1 undoes."""
+
+PROSTATE = StackStyle(SLICES, below_percentile(99))
+"""Prostate MR."""
+
+BTCV_LABELS = (
+    "background", "spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta",
+    "inferior vena cava", "portal and splenic vein", "pancreas", "adrenal glands",
+)  # fmt: skip
+"""The classes of BTCV, both adrenal glands in one."""
 
 IMAGE = 512
 """Pixels along the edge of a slice, as published; a file of tuned tensors does not tell."""
@@ -71,6 +85,25 @@ class StackSegmenter(nn.Module):
 def train_tuned(network: StackSegmenter) -> None:
     """Let learn what MA-SAM tunes: factors, adapters, prompt encoder and mask head; all else is SAM's."""
     train_only(network, r"encoder\.factors|.*\.changes|.*\.before_(attention|mlp)|prompt_encoder|mask_head")
+
+
+def automatic(
+    network: nn.Module,
+    name: str,
+    device: str = "cpu",
+    style: StackStyle = BTCV,
+    labels: Sequence[str] | None = None,
+) -> AutomaticModel:
+    """The network behind `volsam predict`; it is changed for that, its factors are folded into SAM's weights.
+
+    labels: of every class, background first; those of BTCV, or numbers, where nothing is said.
+    """
+    assert isinstance(network, StackSegmenter)
+    fold(network.encoder)
+    classes = network.config.head.masks
+    named = BTCV_LABELS if classes == len(BTCV_LABELS) else numbered(classes)
+    network.to(device).eval()
+    return AutomaticModel(network, name, labels or named, style, network.config.encoder.image[2], device)
 
 
 # --- one network from names and shapes -----------------------------------------------------------------------------
@@ -209,6 +242,7 @@ families.add(
         build=build,
         convert=convert,
         compute=compute,
+        automatic=automatic,
     ),
 )
 
