@@ -277,7 +277,7 @@ def _memory(suite: Suite, names: list[str], settings: Settings, candidates: list
             "against": None if settings.checkout is None else str(settings.checkout.path),
         }
         alone = run([sys.executable, "-m", "volsam.recipes.child", "memory", json.dumps(asked)])
-        found[printed] = {"peak": alone.peak} | json.loads(alone.output.splitlines()[-1])
+        found[printed] = json.loads(alone.output.splitlines()[-1])
     return found
 
 
@@ -324,10 +324,11 @@ def _run_from_the_start(
                 for number in range(-1, rounds):
                     for name in order.sample(sorted(commands), len(commands)):
                         once = run(commands[name], threads)
-                        voxels[name] = json.loads(once.output)["voxels"]
+                        said = json.loads(once.output.splitlines()[-1])
+                        voxels[name] = said["voxels"]
                         if number >= 0:
                             found.samples[name]["start"].append(Sample(once.wall, once.cpu))
-                            peaks[name].append(once.peak)
+                            peaks[name].append(said["peak"])
             measured.append(found)
     candidates = [
         Candidate(

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+
+from volsam.evaluation.published.figures import flops
 
 TOLERANCE = 1e-4
 """Largest difference of two networks with the same weights, in float32."""
@@ -182,9 +182,7 @@ def rehearse(candidates: Sequence[Candidate]) -> dict[str, dict[str, float]]:
     for candidate in candidates:
         operations: dict[str, list[int]] = {task: [] for task in candidate.tasks}
         for task, call in candidate.steps:
-            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-                call()
-            operations[task].append(int(counter.get_total_flops()))
+            operations[task].append(flops(call))
         found[candidate.name] = {task: sum(some) / len(some) / 1e9 for task, some in operations.items()}
     return found
 

@@ -14,9 +14,11 @@ import json
 import sys
 from typing import Any
 
+from volsam.evaluation.processes import own_peak
+
 
 def main(arguments: list[str]) -> None:
-    """Run one of the modes above; prints JSON."""
+    """Run one of the modes above; prints JSON, with the peak memory in MiB."""
     mode, *rest = arguments
     if mode == "memory":
         report = memory(json.loads(rest[0]))
@@ -24,7 +26,7 @@ def main(arguments: list[str]) -> None:
         weights, scan, voxel = rest
         masks = {"published": published, "ours": ours, "own": own}
         report = {"voxels": masks[mode](weights, scan, tuple(map(int, voxel.split(","))))}
-    sys.stdout.write(json.dumps(report) + "\n")
+    sys.stdout.write(json.dumps(report | {"peak": own_peak()}) + "\n")
 
 
 def memory(asked: dict[str, Any]) -> dict[str, float]:
