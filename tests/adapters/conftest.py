@@ -5,7 +5,9 @@ from jaxtyping import install_import_hook
 from volsam.models.encoder import Encoder, EncoderConfig
 
 # Shapes in signatures are checked while these tests run; in use they cost nothing.
-install_import_hook(["volsam.adapters.slices", "volsam.adapters.lowrank"], "beartype.beartype")
+install_import_hook(
+    ["volsam.adapters.slices", "volsam.adapters.lowrank", "volsam.adapters.spatial"], "beartype.beartype"
+)
 
 
 @pytest.fixture

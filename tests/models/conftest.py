@@ -4,7 +4,10 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-_PARTS = ("attention", "dense_heads", "encoder", "mask_head", "prompt_encoder", "segmenter", "two_way")
+_PARTS = (
+    "aggregation_head", "attention", "dense_heads", "encoder", "mask_head", "prompt_encoder", "segmenter",
+    "slice_merge", "two_way", "visual_sampler",
+)  # fmt: skip
 
 # Shapes in signatures are checked while these tests run; in use they cost nothing.
 install_import_hook([f"volsam.models.{part}" for part in _PARTS], "beartype.beartype")

@@ -59,7 +59,7 @@ class LevelHead(nn.Module):
         self.first = nn.Conv3d(width, channels, 3, padding=1, bias=False)
         self.second = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
 
-    def forward(self, x: Image) -> Image:
+    def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b e d h w"]:
         """Same size."""
         x = F.relu_(F.instance_norm(self.first(x)))
         return F.relu_(F.instance_norm(self.second(x)))
@@ -72,11 +72,11 @@ def convolved_enlarged(x: Float[Tensor, "b c d h w"], kernel: Float[Tensor, "e c
     image = rearrange(x, "b c d h w -> b c (d h w)")
     done = []
     for part in kernel.split(TOGETHER):
-        y = rearrange(part, "e c p q r -> (e p q r) c") @ image
-        y = rearrange(y, "b (e p q r) (d h w) -> b (e p q d h) (r w)", p=3, q=3, r=3, d=d, h=h)
-        y = rearrange(y @ of_width.T, "b (e p q d h) W -> b (e p d) (q h) W", p=3, q=3, d=d, h=h)
-        y = rearrange(of_height @ y, "b (e p d) H W -> b e (p d) (H W)", p=3, d=d)
-        done.append(rearrange(of_depth @ y, "b e D (H W) -> b e D H W", H=2 * h))
+        y = rearrange(part, "e c p q r -> (p e q r) c") @ image
+        y = of_depth @ rearrange(y, "b (p e q r) (d h w) -> b (p d) (e q r h w)", p=3, q=3, r=3, d=d, h=h)
+        y = of_height @ rearrange(y, "b D (e q r h w) -> b (q h) (e D r w)", q=3, r=3, h=h, w=w)
+        y = rearrange(y, "b H (e D r w) -> b e D H (r w)", D=2 * d, r=3, w=w) @ of_width.T
+        done.append(y)
     return torch.cat(done, dim=1)
 
 
