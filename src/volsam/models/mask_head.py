@@ -4,6 +4,7 @@ Tokens that ask for masks read the prompts and the image, the image grows, and e
 """
 
 import math
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
@@ -21,9 +22,6 @@ from volsam.models.two_way import TwoWayTransformer
 
 Candidates: TypeAlias = Literal["one", "several", "all"]
 """Which masks a head gives: the one it holds best, the several for an ambiguous prompt, or both."""
-
-# Numbers that stay in the second-level cache of a CPU of today: a megabyte in single precision.
-_CACHED = 2**18
 
 _CHOSEN: dict[Candidates, slice] = {"one": slice(0, 1), "several": slice(1, None), "all": slice(None)}
 
@@ -93,7 +91,7 @@ class MaskHead(nn.Module):
         image = repeat(image.expand(batch, -1, -1), "b l c -> (b k) l c", k=classes)
         tokens, image = self.transformer(tokens, image, rearrange(position, "d h w c -> 1 (d h w) c"))
         wanted = [network(tokens[:, 1 + index]) for index, network in list(enumerate(self.weights))[chosen]]
-        masks = self.upscaling.products(image, torch.stack(wanted, dim=1))
+        masks = torch.stack(wanted, dim=1) @ rearrange(self.upscaling(image), "b l s c -> b (l s) c").mT
         d, h, w, _ = position.shape
         masks, quality = self.upscaling.unfold(masks, (d, h, w)), self.quality(tokens[:, 0])[:, chosen]
         masks = rearrange(masks, "(b k) n z y x -> b (k n) z y x", k=classes)
@@ -110,34 +108,21 @@ class Upscaling(nn.Module):
     def __init__(self, width: int, widths: tuple[int, ...], step: Shape) -> None:
         super().__init__()
         self.step = step
-        self.steps = nn.ModuleList(Doubling(a, b, step, step) for a, b in pairwise((width, *widths)))
+        self.steps: Iterable[Doubling] = nn.ModuleList(  # type: ignore[assignment]
+            Doubling(a, b, step, step) for a, b in pairwise((width, *widths))
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(channels, eps=1e-6) for channels in widths[:-1])
 
     def forward(self, image: Float[Tensor, "b l c"]) -> Float[Tensor, "b l s e"]:
         """Tokens to blocks of voxels; s runs over the voxels of a token, doubling by doubling."""
-        return self._doubled(rearrange(image, "b l c -> b l 1 c"), len(self.steps))
-
-    def _doubled(self, x: Float[Tensor, "b l 1 c"], times: int) -> Float[Tensor, "b l s e"]:
-        for index, double in enumerate(self.steps[:times]):
-            x = double(x)
-            x = F.gelu(self.norms[index](x) if index < len(self.norms) else x)
+        x = rearrange(image, "b l c -> b l 1 c")
+        for index, step in enumerate(self.steps):
+            weight, bias = step.as_linear()
+            if index < len(self.norms):
+                x = F.gelu(self.norms[index](_blocks(F.linear(x, weight, bias), self.step)))
+            else:
+                x = _blocks(linear_gelu(x, weight, bias), self.step)
         return x
-
-    def products(self, image: Float[Tensor, "b l c"], weights: Float[Tensor, "b n e"]) -> Float[Tensor, "b n ls"]:
-        """Each voxel's product with the weights of each mask; `unfold` makes images of them.
-
-        A CPU takes the last, largest doubling a few tokens at a time, so that their voxels stay in its cache.
-        """
-        x = self._doubled(rearrange(image, "b l c -> b l 1 c"), len(self.steps) - 1)
-        last: Doubling = self.steps[-1]  # type: ignore[assignment]
-        size = x.shape[0] * x.shape[2] * last.weight[0].numel()
-        tokens = max(1, _CACHED // size) if x.device.type == "cpu" else x.shape[1]
-        matrix, bias = last.matrix(), last.biases()
-        parts = []
-        for some in x.split(tokens, dim=1):
-            voxels = linear_gelu(some, matrix, bias)
-            parts.append(weights @ rearrange(voxels, "b l s (t e) -> b (l s t) e", e=last.out_channels).mT)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def unfold(self, masks: Float[Tensor, "b n ls"], grid: Shape) -> Float[Tensor, "b n z y x"]:
         """Blocks to an image: each doubling's voxels move between those of the doubling before."""
@@ -150,19 +135,15 @@ class Upscaling(nn.Module):
 
 
 class Doubling(nn.ConvTranspose3d):
-    """One transposed convolution whose stride is its kernel, from voxels to blocks of voxels."""
+    """One transposed convolution whose stride is its kernel; bias included."""
 
-    def forward(  # type: ignore[override]  # a list of voxels, not an image
-        self, x: Float[Tensor, "b l s c"]
-    ) -> Float[Tensor, "b l t e"]:
-        """Each of the s voxels becomes a block; t runs over voxels, then over their blocks."""
-        voxels = F.linear(x, self.matrix(), self.biases())
-        return rearrange(voxels, "b l s (block e) -> b l (s block) e", e=self.out_channels)
+    def as_linear(self) -> tuple[Float[Tensor, "te c"], Float[Tensor, " te"]]:
+        """Weight and bias of the linear layer that makes a block of t voxels of every voxel."""
+        assert self.bias is not None
+        weight = rearrange(self.weight, "c e p q r -> (p q r e) c")
+        return weight, repeat(self.bias, "e -> (block e)", block=math.prod(self.kernel_size))
 
-    def matrix(self) -> Float[Tensor, "te c"]:
-        """The weight as that of a linear layer."""
-        return rearrange(self.weight, "c e p q r -> (p q r e) c")
 
-    def biases(self) -> Float[Tensor, " te"] | None:
-        """The bias of every voxel of a block."""
-        return None if self.bias is None else repeat(self.bias, "e -> (block e)", block=math.prod(self.kernel_size))
+def _blocks(x: Float[Tensor, "b l s te"], step: Shape) -> Float[Tensor, "b l st e"]:
+    """Side by side: the t voxels that each of the s voxels became."""
+    return rearrange(x, "b l s (t e) -> b l (s t) e", t=math.prod(step))
