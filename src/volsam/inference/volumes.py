@@ -57,16 +57,17 @@ class ClickModel:
         labels = torch.from_numpy(prompts.labels.astype(np.int64)).to(self.device)
         newest = range(max(0, len(points) - 1), len(points)) if fed is not None else range(len(points))
         said = [PromptBatch(points[None, i : i + 1], labels[None, i : i + 1], mask=fed) for i in newest]
-        prediction = None
+        low_res = quality = None
         for asked in said or [PromptBatch(mask=fed)]:
-            mask = asked.mask if prediction is None else prediction.low_res
-            prediction = self.network.decode(encoded, PromptBatch(asked.points, asked.labels, mask=mask))
-        assert prediction is not None
-        low_res = prediction.low_res[0, 0]
-        coarse = low_res.float().cpu().numpy()
+            mask = asked.mask if low_res is None else low_res
+            low_res, quality = self.network.draft(encoded, PromptBatch(asked.points, asked.labels, mask=mask))
+        assert low_res is not None
+        assert quality is not None
+        coarse = low_res[0, 0].float().cpu().numpy()
         part = box_of(coarse > SURE, self.step)
-        logits = prediction.logits[0, 0][tuple(slice(*bounds) for bounds in part)]
-        return Decoded(coarse, logits.float().cpu().numpy(), part, dice_of_iou(float(prediction.quality[0, 0])))
+        d, h, w = (slice(*bounds) for bounds in part)
+        logits = self.network.refine(encoded, low_res[:, :1], (d, h, w))[0, 0]
+        return Decoded(coarse, logits.float().cpu().numpy(), part, dice_of_iou(float(quality[0, 0])))
 
     @torch.inference_mode()
     def decode_many(self, encoded: Features, prompts: Sequence[GridPrompts], previous: Logits | None) -> Logits:
@@ -82,7 +83,7 @@ class ClickModel:
         asked_all = PromptBatch(
             torch.from_numpy(points).to(self.device), torch.from_numpy(labels).to(self.device), mask=mask
         )
-        return self.network.decode(encoded, asked_all).low_res[:, 0].float().cpu().numpy()
+        return self.network.draft(encoded, asked_all)[0][:, 0].float().cpu().numpy()
 
     def _fed(self, previous: Logits | None) -> Tensor | None:
         if previous is None:
