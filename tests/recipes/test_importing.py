@@ -149,6 +149,14 @@ def test_what_follows_from_sizes_is_not_stored_but_its_shape_is_known(a_home: Pa
     assert len(stored) == len(original) - len(masks) + 3  # prompt encoders that take no part are kept, too
 
 
+def test_a_name_that_must_tell_the_task_is_asked_for_at_once(
+    a_home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved(in_three_parts(weights_of("sam_adapter3d")), tmp_path / "best.pth.tar")
+    assert import_checkpoint(path).name == "best"
+    assert "best is kept, but cannot be asked with prompts: best does not say for which task" in caplog.text
+
+
 # --- files that are a part -------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ Some published files hold a part of their network only, and need a second file: 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from volsam.recipes.family import Described, Family, family_of, load_families
 
 if TYPE_CHECKING:
     from volsam.inference.session import Model
+
+log = logging.getLogger(__name__)
 
 # Tensors that some originals save although they follow from sizes: the masks of 3DSAM-adapter's windows take 400 MB.
 COMPUTED = (".attn_mask",)
@@ -129,7 +132,9 @@ def import_checkpoint(
         computed=found.computed,
         note=found.note,
     )
-    return store.put(name, found.tensors, card, force=force)
+    model = store.put(name, found.tensors, card, force=force)
+    _warn_if_mute(found, name)
+    return model
 
 
 def recognised(
@@ -184,6 +189,15 @@ def load(name_or_path: str, device: str) -> Model:
         return volsam_s.build_from(checkpoint.tensors, checkpoint.where, device)
     found = recognised(path, path.stem.lower(), first=checkpoint)
     return _ready(found.family, found.network, path.stem, found.variant, device)
+
+
+def _warn_if_mute(found: Recognised, name: str) -> None:
+    """Say at once why a promptable model could not be asked later: of some, the name has to tell more."""
+    if found.family.engine is not None:
+        try:
+            _ready(found.family, found.network, name, found.variant, "cpu")
+        except BadInput as error:
+            log.warning("%s is kept, but cannot be asked with prompts: %s", name, error)
 
 
 def _ready(family: Family, network: nn.Module, name: str, variant: str | None, device: str) -> Model:
