@@ -91,7 +91,7 @@ def models_of(suite: Suite) -> list[str]:
 
 
 QUICK: dict[Suite, tuple[str, ...]] = {
-    "click": ("fastsam3d", "sam-256", OWN),
+    "click": ("fastsam3d", OWN),
     "encode": ("fastsam3d", "sam-256"),
     "volume": ("sam-256",),
     "train": ("fastsam3d",),
