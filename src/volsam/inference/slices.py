@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from volsam.data.preprocess import eight_bit_window, to_eight_bit
 from volsam.errors import BadInput
@@ -332,6 +331,8 @@ def plane_of(grid: Grid) -> str:
 
 def _carried_on(mask: NDArray[np.bool_], own: SlicePrompts, clicks: bool) -> SlicePrompts:
     """The mask of one slice as prompts for the next: its box, and its deepest pixel; the user's own prompts on top."""
+    from scipy import ndimage  # takes long to load, and most sessions look at volumes
+
     places = np.argwhere(mask)
     low, high = places.min(axis=0), places.max(axis=0)
     margin = np.maximum(1, BOX_MARGIN * (high - low))
