@@ -15,6 +15,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volsam.adapters.freeze import train_only
 from volsam.adapters.spatial import add_spatial_adapters
 from volsam.errors import BadInput
 from volsam.inference.volumes import CropModel
@@ -49,9 +50,6 @@ ORGANS = {
     "colon": Organ((-57.0, 175.0), 65.175035, 32.651197, "SAR"),
 }
 """By the names of the release: tumours of kidney (KiTS21), liver (LiTS17), pancreas (MSD 07) and colon (MSD 10)."""
-
-SPACING = 1.0
-"""Voxel size in mm along every axis of a crop."""
 
 
 class SamAdapter3D(nn.Module):
@@ -97,6 +95,12 @@ class SamAdapter3D(nn.Module):
         """All four levels, shallowest first, of slices that come enlarged and in colour, as the original takes them."""
         deepest, others = self.encoder(slices)
         return (*others, deepest)
+
+
+def train_tuned(network: SamAdapter3D) -> int:
+    """Let learn what 3DSAM-adapter tunes, all but what is SAM's own; returns the number of weights."""
+    blocks = r"encoder\.blocks\.\d+\.(before_attention|norm[12]|attention\.tables\.d)"
+    return train_only(network, rf"{blocks}|encoder\.(patches\.(merge|depth)|at_taps|neck)|sampler|head")
 
 
 # --- sizes from shapes -----------------------------------------------------------------------------------------------
