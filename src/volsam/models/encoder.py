@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from volsam.models.attention import GridAttention, PositionBias, Shape, Tokens
 from volsam.models.fused import linear_gelu
+from volsam.models.sparse_attention import ColumnAttention, DilatedAttention, Order
 
 Image: TypeAlias = Float[Tensor, "b c d h w"]
 """Channels first: what the user's volume becomes, and what leaves the neck."""
@@ -54,6 +55,13 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     """Axes with a relative position table; "hw" for slices."""
     bias: PositionBias = "aligned"
     """"published" for the released weights of SAM-Med3D and FastSAM3D, which were trained with mixed-up axes."""
+    sparse: Literal["none", "columns", "published", "dilated"] = "none"
+    """What attention reads: all of its window, or (FastSAM3D) a part of the grid, without position bias: `dilated` as
+    its paper describes, `columns` along depth as in its release, and `published` with its misplaced results too."""
+    segments: tuple[PositiveInt, ...] = (64, 128, 256, 512)
+    """Tokens of a segment in each branch of dilated attention."""
+    dilations: tuple[PositiveInt, ...] = (1, 2, 4, 8)
+    """Every how manieth token of a segment is read in each branch."""
     blocks_without_attention: int = 0
     """How many of the first blocks are an MLP alone: two in FastSAM3D's student, where attention early pays least."""
     shortcut: Literal["stream", "normed"] = "stream"
@@ -134,7 +142,7 @@ class Block(nn.Module):
     All are `nn.Identity` until an adapter moves in, `beside_mlp` is None.
     """
 
-    attention: GridAttention | None
+    attention: GridAttention | ColumnAttention | DilatedAttention | None
     beside_mlp: nn.Module | None
 
     def __init__(self, config: EncoderConfig, index: int) -> None:
@@ -145,12 +153,8 @@ class Block(nn.Module):
         if index < config.blocks_without_attention:
             self.attention = None
         else:
-            window = config.wide_window if index in config.wide_blocks else config.window
             self.norm1 = nn.LayerNorm(width, eps=1e-6)
-            shift = config.shift if index in config.shifted_blocks else (0, 0, 0)
-            self.attention = GridAttention(
-                width, config.heads, window, config.grid, config.bias_axes, config.bias, shift
-            )
+            self.attention = _attention(config, index)
         self.after_attention = nn.Identity()
         self.before_mlp = nn.Identity()
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
@@ -172,6 +176,18 @@ class Block(nn.Module):
         # FastSAM3D goes on from the normed tokens; its released weights were trained so.
         x = (normed if self.shortcut == "normed" else x) + self.after_mlp(change)
         return self.after_block(x)
+
+
+def _attention(config: EncoderConfig, index: int) -> GridAttention | ColumnAttention | DilatedAttention:
+    """The attention of a block."""
+    if config.sparse == "dilated":
+        return DilatedAttention(config.width, config.heads, config.grid, config.segments, config.dilations)
+    if config.sparse != "none":
+        order: Order = "published" if config.sparse == "published" else "restored"
+        return ColumnAttention(config.width, config.heads, config.grid, order=order)
+    window = config.wide_window if index in config.wide_blocks else config.window
+    shift = config.shift if index in config.shifted_blocks else (0, 0, 0)
+    return GridAttention(config.width, config.heads, window, config.grid, config.bias_axes, config.bias, shift)
 
 
 class Neck(nn.Module):
