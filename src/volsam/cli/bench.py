@@ -228,26 +228,22 @@ def _run(
     result = Result(suite, candidates, [], probes)
     with steps(f"{suite}: rehearsing"):
         result.gflop = benchmark.rehearse(candidates)
-        # One plain round: as warm-up, and to compare what the timed calls compute.
-        benchmark.measure(candidates, rounds=1, threads=passes[0], device=settings.device, warm_ups=0)
-    by_name = {candidate.name: candidate for candidate in candidates}
+        # One plain round of those that must agree: as warm-up, and to compare what the timed calls compute.
+        by_name = {candidate.name: candidate for candidate in candidates}
+        peers = {candidate.peer for candidate in candidates if candidate.same}
+        exact = [candidate for candidate in candidates if candidate.same or candidate.name in peers]
+        benchmark.measure(exact, rounds=1, threads=passes[0], device=settings.device, warm_ups=0)
     for candidate in candidates:
         if candidate.same and candidate.peer in by_name:
             found = benchmark.agreement(candidate.outputs(), by_name[candidate.peer].outputs())
             result.agreements[candidate.name] = found
     for index, threads in enumerate(passes):
         with steps(f"{suite}: {rounds} rounds on {threads} threads"):
-            warm_ups = 0 if index == 0 else 1
-            result.passes.append(
-                benchmark.measure(
-                    candidates,
-                    rounds=rounds,
-                    threads=threads,
-                    device=settings.device,
-                    warm_ups=warm_ups,
-                    seed=settings.seed + index,
-                )
+            seed = settings.seed + index
+            measured = benchmark.measure(
+                candidates, rounds=rounds, threads=threads, device=settings.device, warm_ups=0, seed=seed
             )
+            result.passes.append(measured)
     if MEASURABLE:
         with steps(f"{suite}: memory, each alone"):
             result.memory = _memory(suite, names, settings, [candidate.name for candidate in candidates])

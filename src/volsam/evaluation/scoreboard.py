@@ -95,7 +95,7 @@ def _row(result: Result, which: int, clock: str, candidate: Candidate, tasks: li
     first = candidate.tasks[0]
     gflop = result.gflop.get(name, {}).get(first)
     cells.append("-" if gflop is None else f"{gflop:.3g}" if gflop < 100 else f"{gflop:.0f}")
-    cells.append(f"{candidate.parameters:.1f}")
+    cells.append(f"{candidate.parameters:.1f}" if candidate.parameters else "-")
     cells.append(floor(result, which, candidate, first, gflop))
     held = result.memory.get(name)
     cells.append("-" if held is None else f"{held.get('allocated', held['peak']):.0f}")
