@@ -43,6 +43,22 @@ def test_a_folded_segmenter_answers_the_same(depth: int, points: int, batch: int
     assert_close(found.quality, expected.quality, rtol=1e-4, atol=1e-4)
 
 
+def test_absent_points_are_read_by_nobody() -> None:
+    segmenter = a_segmenter()
+    said = prompts(points=5)
+    absent = torch.tensor([[False, True, False, True, True]])
+    filled = PromptBatch(said.points, said.labels, mask=said.mask, absent=absent)
+    with torch.no_grad():
+        features = segmenter.encode(torch.randn(1, 1, 16, 16, 16))
+        found = folded(segmenter).decode(features, filled)
+        expected = segmenter.decode(features, filled)
+        fewer = segmenter.decode(
+            features, PromptBatch(said.points[:, ::2][:, :2], said.labels[:, ::2][:, :2], mask=said.mask)
+        )
+    assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    assert_close(found.logits, fewer.logits, rtol=1e-4, atol=1e-4)
+
+
 def test_the_given_segmenter_stays_as_it_was() -> None:
     segmenter = a_segmenter()
     transformer, names = segmenter.mask_head.transformer, set(segmenter.state_dict())

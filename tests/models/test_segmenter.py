@@ -174,3 +174,23 @@ def test_half_precision_interpolates_as_well() -> None:
     coarse = enlarge(image.to(torch.bfloat16), (1, 1, 700))
     assert coarse.dtype == torch.bfloat16
     assert_close(coarse.float(), enlarge(image, (1, 1, 700)), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("boxes", [True, False])
+def test_absent_points_change_nothing(boxes: bool) -> None:
+    segmenter = a_segmenter()
+    torch.manual_seed(3)
+    said = prompts()
+    box = said.boxes if boxes else None
+    alone = PromptBatch(said.points, said.labels, box, said.mask)
+    points = torch.cat([16 * torch.rand(1, 3, 3), said.points], dim=1)
+    labels = torch.cat([torch.full((1, 3), -1), said.labels], dim=1)
+    absent = torch.tensor([[True, True, True, False, False]])
+    with torch.no_grad():
+        features = segmenter.encode(an_image())
+        expected = segmenter.decode(features, alone, "all")
+        filled = segmenter.decode(features, PromptBatch(points, labels, box, said.mask, absent), "all")
+        counted = segmenter.decode(features, PromptBatch(points, labels, box, said.mask), "all")
+    assert_close(filled.logits, expected.logits, rtol=0, atol=1e-5)
+    assert_close(filled.quality, expected.quality, rtol=0, atol=1e-5)
+    assert (counted.logits - expected.logits).abs().max() > 1e-4

@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -342,18 +342,23 @@ class Attention(nn.Module):
         self.project = nn.Linear(inner, width)
 
     def forward(
-        self, query: Float[Tensor, "b q c"], key: Float[Tensor, "b k c"], value: Float[Tensor, "b k c"]
+        self,
+        query: Float[Tensor, "b q c"],
+        key: Float[Tensor, "b k c"],
+        value: Float[Tensor, "b k c"],
+        absent: Bool[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b q c"]:
-        """What each query token collects from the values."""
-        if self._is_cheaper(few=query, many=key):
+        """What each query token collects from the values; those that are `absent` are not read."""
+        if absent is None and self._is_cheaper(few=query, many=key):
             return self._few_read_many(query, key, value)
         if self._is_cheaper(few=key, many=query):
-            return self._many_read_few(query, key, value)
+            return self._many_read_few(query, key, value, absent)
         q, k, v = (
             rearrange(part, "b l (n c) -> b n l c", n=self.heads)
             for part in (self.query(query), self.key(key), self.value(value))
         )
-        return self.project(rearrange(F.scaled_dot_product_attention(q, k, v), "b n l c -> b l (n c)"))
+        mask = None if absent is None else rearrange(~absent, "b k -> b 1 1 k")
+        return self.project(rearrange(F.scaled_dot_product_attention(q, k, v, mask), "b n l c -> b l (n c)"))
 
     def _is_cheaper(self, few: Float[Tensor, "b q c"], many: Float[Tensor, "b k c"]) -> bool:
         """Whether to carry `few` to `many`. Elsewhere than on a CPU fewer, larger steps are faster; layers that an
@@ -376,13 +381,20 @@ class Attention(nn.Module):
         return self.project(rearrange(read, "n (b q) e -> b q (n e)", b=b) + self.value.bias)
 
     def _many_read_few(
-        self, query: Float[Tensor, "b q c"], key: Float[Tensor, "b k c"], value: Float[Tensor, "b k c"]
+        self,
+        query: Float[Tensor, "b q c"],
+        key: Float[Tensor, "b k c"],
+        value: Float[Tensor, "b k c"],
+        absent: Bool[Tensor, "b k"] | None,
     ) -> Float[Tensor, "b q c"]:
         """The softmax runs over the few keys, with the many queries last: the order in which memory is read fastest."""
         keys = self.key(key)
         carried = self._carried(keys, rearrange(self.query.weight, "(n e) c -> n e c", n=self.heads))
         shift = self._carried(keys, rearrange(self.query.bias, "(n e) -> n e 1", n=self.heads))
-        weights = rearrange(torch.baddbmm(shift, carried, query.mT), "b (n k) q -> b n k q", n=self.heads).softmax(2)
+        logits = rearrange(torch.baddbmm(shift, carried, query.mT), "b (n k) q -> b n k q", n=self.heads)
+        if absent is not None:
+            logits = logits.masked_fill(rearrange(absent, "b k -> b 1 k 1"), -torch.inf)
+        weights = logits.softmax(dim=2)
         carried = self._carried(
             self.value(value), rearrange(self.project.weight, "c (n e) -> n e c", n=self.heads), scale=1.0
         )

@@ -11,7 +11,7 @@ import copy
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,13 +52,18 @@ class FoldedTwoWay(nn.Module):
         self.register_buffer("code_weight", torch.cat(weights), persistent=False)
 
     def forward(
-        self, tokens: PromptTokens, image: ImageTokens, position: Float[Tensor, "#b l c"]
+        self,
+        tokens: PromptTokens,
+        image: ImageTokens,
+        position: Float[Tensor, "#b l c"],
+        absent: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[PromptTokens, ImageTokens]:
         """Tokens and image after reading each other; `position` is what was built in."""
+        present = None if absent is None else rearrange(~absent, "b t -> b 1 1 t")
         shares = list(F.linear(tokens, self.code_weight).split(self.shares, dim=-1))
         for layer in self.layers:
             used = [shares.pop(0) for _ in range(layer.codes)]  # type: ignore[arg-type]
-            tokens, image = layer(tokens, image, used)
+            tokens, image = layer(tokens, image, used, present)
         k, v = self.last.of_image(image)
         tokens = tokens + self.last(self.last.query(tokens) + shares[0], k, v)
         return self.norm(tokens), image
@@ -118,7 +123,11 @@ class FoldedLayer(nn.Module):
         self.register_buffer(f"{name}_bias", torch.cat([layer.bias for layer in linear]), persistent=False)
 
     def forward(
-        self, tokens: PromptTokens, image: ImageTokens, shares: list[Tensor]
+        self,
+        tokens: PromptTokens,
+        image: ImageTokens,
+        shares: list[Tensor],
+        present: Bool[Tensor, "b 1 1 t"] | None = None,
     ) -> tuple[PromptTokens, ImageTokens]:
         """One round."""
         *of_own, of_look, of_back = shares
@@ -126,13 +135,13 @@ class FoldedLayer(nn.Module):
         for share in of_own:  # queries and keys; the values have no code
             own = own + F.pad(share, (0, own.shape[-1] - share.shape[-1]))
         q, k, v = own.chunk(3, dim=-1)
-        collected = self.project(_attend(q, k, v, self.heads))
+        collected = self.project(_attend(q, k, v, self.heads, present))
         tokens = self.norm1(collected if self.first else tokens + collected)
         k, asking, v = self.look.of_image(image)
         tokens = self.norm2(tokens + self.look(self.look.query(tokens) + of_look, k, v))
         tokens = self.norm3(tokens + self.mlp(tokens))
         k, v = F.linear(tokens, self.back_weight, self.back_bias).chunk(2, dim=-1)
-        image = self.norm4(image + self.back_project(_attend(asking, k + of_back, v, self.back_heads)))
+        image = self.norm4(image + self.back_project(_attend(asking, k + of_back, v, self.back_heads, present)))
         return tokens, image
 
 
@@ -151,6 +160,6 @@ def _plain(layer: nn.Module) -> nn.Linear:
     return layer
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, present: Tensor | None = None) -> Tensor:
     q, k, v = (rearrange(part, "b l (n c) -> b n l c", n=heads) for part in (q, k, v))
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "b n l c -> b l (n c)")
+    return rearrange(F.scaled_dot_product_attention(q, k, v, present), "b n l c -> b l (n c)")

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -75,10 +75,12 @@ class MaskHead(nn.Module):
         prompts: Float[Tensor, "#b t c"],
         dense: Float[Tensor, "#b c #d #h #w"],
         candidates: Candidates = "one",
+        absent: Bool[Tensor, "#b t"] | None = None,
     ) -> tuple[Float[Tensor, "b n z y x"], Float[Tensor, "b n"]]:
         """Mask logits at the size the doublings reach, and the foretold IoU of each; n runs over classes, then masks.
 
-        An embedding of batch 1 serves any number of prompts, and prompts of batch 1 any number of embeddings.
+        An embedding of batch 1 serves any number of prompts, and prompts of batch 1 any number of embeddings. Prompts
+        that are `absent` change nothing.
         """
         chosen = _CHOSEN[candidates]
         image = rearrange(embedding + dense, "b c d h w -> b (d h w) c")
@@ -89,7 +91,9 @@ class MaskHead(nn.Module):
         said = repeat(prompts.expand(batch, -1, -1), "b t c -> (b k) t c", k=classes)
         tokens = torch.cat([repeat(asking, "k t c -> (b k) t c", b=batch), said], dim=1)
         image = repeat(image.expand(batch, -1, -1), "b l c -> (b k) l c", k=classes)
-        tokens, image = self.transformer(tokens, image, rearrange(position, "d h w c -> 1 (d h w) c"))
+        if absent is not None:  # the asking tokens are not
+            absent = F.pad(repeat(absent.expand(batch, -1), "b t -> (b k) t", k=classes), (asking.shape[1], 0))
+        tokens, image = self.transformer(tokens, image, rearrange(position, "d h w c -> 1 (d h w) c"), absent)
         wanted = [network(tokens[:, 1 + index]) for index, network in list(enumerate(self.weights))[chosen]]
         masks = torch.stack(wanted, dim=1) @ rearrange(self.upscaling(image), "b l s c -> b (l s) c").mT
         d, h, w, _ = position.shape

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, PositiveInt
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from volsam.errors import BadInput
 from volsam.models.attention import Shape
@@ -32,13 +33,15 @@ class PromptBatch:
 
     points: (b n 3) voxel indices along depth, height and width, with labels (b n) of `POSITIVE`, `NEGATIVE` or
     `NOT_A_POINT`; boxes: (b m 2 3) low and high corner; mask: (b 1 d h w) logits at the size of `Prediction.low_res`,
-    such as those of the previous prediction.
+    such as those of the previous prediction. absent: (b n) points that stand for nothing at all and change nothing,
+    filling up a list to a length that was asked for; their labels are NOT_A_POINT, which alone is something said.
     """
 
     points: Float[Tensor, "b n 3"] | None = None
     labels: Int[Tensor, "b n"] | None = None
     boxes: Float[Tensor, "b m 2 3"] | None = None
     mask: Float[Tensor, "b 1 d h w"] | None = None
+    absent: Bool[Tensor, "b n"] | None = None
 
     @property
     def batch(self) -> int:
@@ -98,6 +101,13 @@ class PromptEncoder(nn.Module):
             tokens.append(self._boxes(prompts.boxes))
         return torch.cat(tokens, dim=1), self._dense(prompts.mask)
 
+    def absent(self, prompts: PromptBatch) -> Bool[Tensor, "b t"] | None:
+        """Which of the tokens stand for nothing; None if all stand for something."""
+        if prompts.absent is None:
+            return None
+        behind = 1 if prompts.boxes is None else 2 * prompts.boxes.shape[1]
+        return F.pad(prompts.absent, (0, behind))
+
     def _points(
         self, points: Float[Tensor, "b n 3"], labels: Int[Tensor, "b n"] | None, fill: bool
     ) -> Float[Tensor, "b t c"]:
@@ -142,7 +152,9 @@ class FourierCode(nn.Module):
 
     def forward(self, position: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b c"]:
         """The code of positions within the image, 0 to 1 along each axis."""
-        angles = 2 * math.pi * ((2 * position - 1) @ self.matrix)
+        # No matrix product: mixed precision would round that, and waves forgive no rounding.
+        along = (2 * position - 1).unsqueeze(-1) * self.matrix
+        angles = 2 * math.pi * (along[..., 0, :] + along[..., 1, :] + along[..., 2, :])
         return torch.cat([getattr(angles, wave)() for wave in self.waves], dim=-1)
 
     def _of_grid(self) -> Float[Tensor, "d h w c"]:

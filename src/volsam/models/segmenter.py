@@ -62,8 +62,10 @@ class Segmenter(nn.Module):
         self, features: Features, prompts: PromptBatch | None = None, candidates: Candidates = "one"
     ) -> tuple[Float[Tensor, "b n d h w"], Float[Tensor, "b n"]]:
         """`low_res` and `quality` of the prediction alone; `refine` gives its logits where they are wanted."""
-        tokens, dense = self.prompt_encoder(PromptBatch() if prompts is None else prompts)
-        return self.mask_head(features.embedding, self.prompt_encoder.code.of_grid, tokens, dense, candidates)
+        prompts = PromptBatch() if prompts is None else prompts
+        tokens, dense = self.prompt_encoder(prompts)
+        absent = self.prompt_encoder.absent(prompts)
+        return self.mask_head(features.embedding, self.prompt_encoder.code.of_grid, tokens, dense, candidates, absent)
 
     def refine(self, features: Features, low_res: Float[Tensor, "b n d h w"], part: Part) -> Float[Tensor, "b n D H W"]:
         """The part `part` of the prediction's logits, as it would come out of the whole."""

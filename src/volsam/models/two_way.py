@@ -5,7 +5,7 @@ Works on lists of tokens, so it knows nothing of ranks.
 
 from typing import TypeAlias
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from volsam.models.attention import Attention
@@ -25,16 +25,21 @@ class TwoWayTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(
-        self, tokens: PromptTokens, image: ImageTokens, position: Float[Tensor, "#b l c"]
+        self,
+        tokens: PromptTokens,
+        image: ImageTokens,
+        position: Float[Tensor, "#b l c"],
+        absent: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[PromptTokens, ImageTokens]:
         """Tokens and image after reading each other.
 
         The tokens are their own position code: they are added again to every query and key, and so is `position` to
-        those of the image, lest either forgets where it stands.
+        those of the image, lest either forgets where it stands. Tokens that are `absent` are read by nobody: the others
+        answer as if the list were shorter.
         """
         code = tokens
         for index, layer in enumerate(self.layers):
-            tokens, image = layer(tokens, image, None if index == 0 else code, code, position)
+            tokens, image = layer(tokens, image, None if index == 0 else code, code, position, absent)
         tokens = tokens + self.last_look(tokens + code, image + position, image)
         return self.norm(tokens), image
 
@@ -60,17 +65,18 @@ class TwoWayLayer(nn.Module):
         own_code: PromptTokens | None,
         code: PromptTokens,
         position: Float[Tensor, "#b l c"],
+        absent: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[PromptTokens, ImageTokens]:
         """One round. `own_code` is None in the first layer, where tokens still equal their code: there self-attention
         replaces them instead of being added.
         """
         if own_code is None:
-            tokens = self.norm1(self.among_tokens(tokens, tokens, tokens))
+            tokens = self.norm1(self.among_tokens(tokens, tokens, tokens, absent))
         else:
             coded = tokens + own_code
-            tokens = self.norm1(tokens + self.among_tokens(coded, coded, tokens))
+            tokens = self.norm1(tokens + self.among_tokens(coded, coded, tokens, absent))
         placed = image + position
         tokens = self.norm2(tokens + self.tokens_from_image(tokens + code, placed, image))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        image = self.norm4(image + self.image_from_tokens(placed, tokens + code, tokens))
+        image = self.norm4(image + self.image_from_tokens(placed, tokens + code, tokens, absent))
         return tokens, image
