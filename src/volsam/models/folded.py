@@ -68,6 +68,13 @@ class FoldedTwoWay(nn.Module):
         tokens = tokens + self.last(self.last.query(tokens) + shares[0], k, v)
         return self.norm(tokens), image
 
+    def weights_to(self, precision: torch.dtype) -> None:
+        """Convert the stacked weights, in place; biases and the share of the position stay, they are added."""
+        for module in self.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                if name.endswith("weight"):
+                    module.register_buffer(name, buffer.to(precision), persistent=False)
+
 
 class FoldedLook(nn.Module):
     """Tokens reading the image. The constant holds the share of the position, and the biases."""
