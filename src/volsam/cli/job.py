@@ -81,8 +81,11 @@ class Outcome:
         return lines
 
 
-def carry_out(job: Job, steps: Steps) -> Outcome:
-    """Do it and write the files; whatever can be refused is refused before it costs time."""
+def carry_out(job: Job, steps: Steps, model: Model | None = None) -> Outcome:
+    """Do it and write the files; whatever can be refused is refused before it costs time.
+
+    model: already loaded, for many jobs with one; otherwise the job's is loaded.
+    """
     name = volume_name(job.image)
     _require_places(job)
     with steps("header"):
@@ -91,11 +94,11 @@ def carry_out(job: Job, steps: Steps) -> Outcome:
         require_room(grid, name)
     # Unpacking a file and importing torch take a second or more each, and neither needs the other.
     with steps("loading"), ThreadPoolExecutor(1) as aside:
-        loading = aside.submit(_load_model, job)
+        loading = aside.submit(lambda: _load_model(job) if model is None else model)
         volume = _read(job)
-        model = loading.result()
+        ready = loading.result()
     with steps("prompts"):
-        session = _answered(model, volume, prompts, job.plane)
+        session = _answered(ready, volume, prompts, job.plane)
     doubt = None
     if job.uncertainty is not None:
         with steps("uncertainty"):

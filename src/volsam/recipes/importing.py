@@ -19,6 +19,7 @@ from volsam.recipes.checkpoint import Checkpoint, filled, read_checkpoint, requi
 from volsam.recipes.family import Described, Family, family_of, load_families
 
 if TYPE_CHECKING:
+    from volsam.inference.automatic import AutomaticModel
     from volsam.inference.session import Model
 
 log = logging.getLogger(__name__)
@@ -173,10 +174,27 @@ def recognised(
 
 def load(name_or_path: str, device: str) -> Model:
     """A stored model, or a file of weights that is used without being stored, behind the interface of a session."""
+    found = _found(name_or_path)
+    if isinstance(found, Checkpoint):
+        return volsam_s.build_from(found.tensors, found.where, device)
+    return _ready(*found, device)
+
+
+def load_automatic(name_or_path: str, device: str) -> AutomaticModel | None:
+    """The same of a model without prompts; None if it takes prompts."""
+    found = _found(name_or_path)
+    if isinstance(found, Checkpoint):
+        return None
+    family, network, name, _ = found
+    return None if family.automatic is None else family.automatic(network, name, device)
+
+
+def _found(name_or_path: str) -> Checkpoint | tuple[Family, nn.Module, str, str | None]:
+    """Family, filled network, name and variant; weights of volsam-s, which is no family, as they are."""
     if store.is_stored(name_or_path):
         model = store.stored(name_or_path)
         family, network = store.network_of(model)
-        return _ready(family, network, model.name, model.card.variant, device)
+        return family, network, model.name, model.card.variant
     path = Path(name_or_path)
     if not path.exists() and not path.suffix:
         raise store.unknown(name_or_path)
@@ -186,9 +204,9 @@ def load(name_or_path: str, device: str) -> Model:
         )
     checkpoint = read_checkpoint(path)
     if _is_default(checkpoint):
-        return volsam_s.build_from(checkpoint.tensors, checkpoint.where, device)
+        return checkpoint
     found = recognised(path, path.stem.lower(), first=checkpoint)
-    return _ready(found.family, found.network, path.stem, found.variant, device)
+    return found.family, found.network, path.stem, found.variant
 
 
 def _warn_if_mute(found: Recognised, name: str) -> None:
