@@ -257,7 +257,8 @@ def test_a_part_is_refined_exactly_as_within_the_whole(an_untrained_model, encod
     with torch.inference_mode():
         whole = network.decode(features, asked).logits
         alone = network.refine(features, asked, network.draft(features, asked), part)
-    assert torch.equal(alone, whole[(..., *part)])
+    # The same sums; a matrix product of another size may round its last digit otherwise.
+    torch.testing.assert_close(alone, whole[(..., *part)], atol=1e-5, rtol=0)
 
 
 def test_the_part_that_is_decoded_holds_all_that_may_be_object(an_untrained_model, encoded, all_sorts):

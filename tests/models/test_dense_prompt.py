@@ -105,3 +105,36 @@ def test_quality_judges_without_bending_the_mask(a_network: DensePromptNet, an_i
     draft.quality.sum().backward()
     touched = {name.split(".")[0] for name, value in network.named_parameters() if value.grad is not None}
     assert touched == {"quality"}
+
+
+@pytest.mark.parametrize(("channels", "size", "kernel", "stride"), [(16, 32, 3, 1), (96, 8, 3, 1), (8, 12, 2, 2)])
+def test_a_convolution_alone_gives_what_it_gives_in_a_batch(channels: int, size: int, kernel: int, stride: int) -> None:
+    from volsam.models.dense_prompt import Convolution
+
+    layer = Convolution(channels, 8, kernel, stride, padding=(kernel - 1) // 2)
+    x = torch.randn(2, channels, size, size, size)
+    with torch.inference_mode():
+        together = layer(x)
+        alone = torch.cat([layer(x[:1]), layer(x[1:])])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(layer(x[:1]), together[:1], atol=1e-5, rtol=1e-5)  # with gradients
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5, 6, 7), (2, 1, 2, 1, 3), (1, 1, 1, 1, 1)])
+def test_the_lowest_neighbour_is_that_of_max_pooling(shape: tuple[int, ...]) -> None:
+    from volsam.models.prompt_maps import _lowest_neighbour
+
+    x = torch.randn(shape)
+    assert torch.equal(_lowest_neighbour(x), -torch.nn.functional.max_pool3d(-x, 3, 1, 1))
+
+
+def test_clicks_of_one_sign_mean_the_same_beside_an_absent_one() -> None:
+    network = DensePromptNet().eval()
+    features = network.encode(torch.randn(1, 3, 32, 32, 32))
+    one = Prompts(torch.tensor([[[9.0, 12.0, 20.0]]]), torch.tensor([[1]]))
+    far = Prompts(torch.tensor([[[9.0, 12.0, 20.0], [-1e4, -1e4, -1e4]]]), torch.tensor([[1, -1]]))
+    with torch.inference_mode():
+        maps = network._shared_maps(features.image, one)
+        torch.testing.assert_close(maps, network._shared_maps(features.image, far))
+    # The negative maps of nothing are those that a network with clicks of both signs computes for a far one.
+    assert (maps[:, 2:4] < 1e-5).all()

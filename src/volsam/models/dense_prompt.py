@@ -7,6 +7,7 @@ computed in any part of the volume alone and give the same numbers there.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from volsam.models.features import Features, Prediction
 from volsam.models.prompt_maps import (
+    FAR,
     Prompts,
     difference,
     likeness,
@@ -33,13 +35,30 @@ GAIN = 4.0
 Part = tuple[slice, slice, slice]
 
 
+class Convolution(nn.Conv3d):
+    """A convolution that takes oneDNN's way on a CPU, whatever its size.
+
+    torch leaves small inputs of batch one to a plain loop that takes up to ten times as long; it asks for a batch, or
+    for many channels and voxels, before it calls oneDNN. Our regions are small and come one at a time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b c d h w) -> (b e d h w)."""
+        alone = len(x) == 1 and x.device.type == "cpu" and x.dtype == torch.float32
+        if not alone or torch.is_grad_enabled() or not torch.backends.mkldnn.is_available():
+            return super().forward(x)
+        return torch.ops.aten.mkldnn_convolution(
+            x, self.weight, self.bias, list(self.padding), list(self.stride), list(self.dilation), self.groups
+        )
+
+
 class Residual(nn.Module):
     """x + convolutions of GELU(norm(x))."""
 
     def __init__(self, channels: int, layers: int = 2) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.GroupNorm(max(1, channels // 8), channels) for _ in range(layers))
-        self.convs = nn.ModuleList(nn.Conv3d(channels, channels, 3, padding=1) for _ in range(layers))
+        self.convs = nn.ModuleList(Convolution(channels, channels, 3, padding=1) for _ in range(layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """(b c d h w) -> the same shape."""
@@ -54,7 +73,7 @@ class TokenBlock(nn.Module):
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
-        self.position = nn.Conv3d(channels, channels, 3, padding=1, groups=channels)
+        self.position = Convolution(channels, channels, 3, padding=1, groups=channels)
         self.norm1 = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
@@ -118,11 +137,11 @@ class DensePromptNet(nn.Module):
         super().__init__()
         w0, w1, w2, w3, w4 = widths
         d3, d2, d1, d0 = decoder
-        self.stem = nn.Conv3d(3, w0, 3, padding=1)
-        self.down1 = nn.Sequential(nn.Conv3d(w0, w1, 2, stride=2), Residual(w1, 1))
-        self.down2 = nn.Sequential(nn.Conv3d(w1, w2, 2, stride=2), Residual(w2))
-        self.down3 = nn.Sequential(nn.Conv3d(w2, w3, 2, stride=2), Residual(w3))
-        self.down4 = nn.Sequential(nn.Conv3d(w3, w4, 2, stride=2), TokenBlock(w4, 6), TokenBlock(w4, 6))
+        self.stem = Convolution(3, w0, 3, padding=1)
+        self.down1 = nn.Sequential(Convolution(w0, w1, 2, stride=2), Residual(w1, 1))
+        self.down2 = nn.Sequential(Convolution(w1, w2, 2, stride=2), Residual(w2))
+        self.down3 = nn.Sequential(Convolution(w2, w3, 2, stride=2), Residual(w3))
+        self.down4 = nn.Sequential(Convolution(w3, w4, 2, stride=2), TokenBlock(w4, 6), TokenBlock(w4, 6))
         self.fuse = Pointwise(w4, w3)
         self.fused = Residual(w3)
         self.keys = nn.ModuleList(Pointwise(width, key) for width in (w1, w2, w3))
@@ -222,6 +241,12 @@ class DensePromptNet(nn.Module):
         size = (half.shape[-3], half.shape[-2], half.shape[-1])
         maps = []
         for sign in (1, 0):
+            # Without clicks of a sign nothing is near or like them; worth asking only where asking does not wait.
+            if prompts.labels.device.type == "cpu" and not (prompts.labels == sign).any():
+                maps += [
+                    torch.full_like(half[:, :1], math.exp(-2 * FAR)).expand(len(prompts.points), -1, -1, -1, -1)
+                ] * 2
+                continue
             gap = difference(half, half, prompts.points, prompts.labels, sign, 2)
             seeds = (nearness(prompts.points, prompts.labels, sign, size, 2, 1.0) > 0.6).to(gap.dtype)
             maps += [torch.exp(-2 * gap), torch.exp(-2 * path_cost(gap, seeds))]
