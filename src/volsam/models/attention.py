@@ -132,7 +132,13 @@ class GridAttention(nn.Module):
             q0, k0, v0 = rearrange(filled, "(part n c) -> part n c", part=3, n=self.heads)
             bias = self._position_bias(q, q0, window)
             fold = torch.stack([bias.total(box) for box in _filled_boxes(extent, window)]).logsumexp(dim=0)
-            logits = torch.cat([self._between(bias, extent), rearrange(fold, "b n d h w -> b n (d h w) 1")], dim=-1)
+            fold = rearrange(fold, "b n d h w -> b n (d h w) 1")
+            if torch.is_grad_enabled():
+                logits = torch.cat([self._between(bias, extent), fold], dim=-1)
+            else:  # without gradients the sum may be written where it is wanted, a copy less of the largest tensor
+                logits = q.new_empty(*fold.shape[:3], fold.shape[2] + 1)
+                self._between(bias, extent, out=logits[..., :-1])
+                logits[..., -1:] = fold
             keys = torch.cat([keys, repeat(k0, "n c -> b n 1 c", b=k.shape[0])], dim=2)
             values = torch.cat([values, repeat(v0, "n c -> b n 1 c", b=v.shape[0])], dim=2)
         # Under mixed precision the sums of exponentials run in float32, the logits must be what the queries are.
@@ -148,8 +154,11 @@ class GridAttention(nn.Module):
         return aligned_bias(q, tables, window) if self.bias == "aligned" else mixed_bias(q, q0, tables)
 
     @staticmethod
-    def _between(bias: "AlignedBias | MixedBias", extent: Shape) -> Float[Tensor, "b n q k"]:
-        return rearrange(bias.between(extent), "b n d h w z y x -> b n (d h w) (z y x)")
+    def _between(
+        bias: "AlignedBias | MixedBias", extent: Shape, out: Float[Tensor, "b n q k"] | None = None
+    ) -> Float[Tensor, "b n q k"]:
+        place = None if out is None else out.unflatten(-1, extent).unflatten(2, extent)
+        return rearrange(bias.between(extent, place), "b n d h w z y x -> b n (d h w) (z y x)")
 
 
 # --- tiles: parts of the grid whose windows hold equally many real tokens ----------------------------------
@@ -244,14 +253,13 @@ class AlignedBias:
     height: Float[Tensor, "b n d h w y"]
     width: Float[Tensor, "b n d h w x"]
 
-    def between(self, extent: Shape) -> Float[Tensor, "b n d h w kd kh kw"]:
-        """The bias of every query for the real keys."""
+    def between(self, extent: Shape, out: Tensor | None = None) -> Float[Tensor, "b n d h w kd kh kw"]:
+        """The bias of every query for the real keys, written to `out` if that is given."""
         d, h, w = extent
-        return (
-            rearrange(self.depth[..., :d], "b n d h w z -> b n d h w z 1 1")
-            + rearrange(self.height[..., :h], "b n d h w y -> b n d h w 1 y 1")
-            + rearrange(self.width[..., :w], "b n d h w x -> b n d h w 1 1 x")
+        of_row = rearrange(self.depth[..., :d], "b n d h w z -> b n d h w z 1 1") + rearrange(
+            self.height[..., :h], "b n d h w y -> b n d h w 1 y 1"
         )
+        return torch.add(of_row, rearrange(self.width[..., :w], "b n d h w x -> b n d h w 1 1 x"), out=out)
 
     def total(self, box: Box) -> Float[Tensor, "b n d h w"]:
         """log Σ exp bias over the keys of a box: a product of sums, one an axis."""
@@ -288,13 +296,13 @@ class MixedBias:
     by_depth: Float[Tensor, "b n d h z x"]
     by_height: Float[Tensor, "b n d h y x"]
 
-    def between(self, extent: Shape) -> Float[Tensor, "b n d h w kd kh kw"]:
-        """The bias of every query for the real keys."""
+    def between(self, extent: Shape, out: Tensor | None = None) -> Float[Tensor, "b n d h w kd kh kw"]:
+        """The bias of every query for the real keys, written to `out` if that is given."""
         d, h, w = extent
         of_row = rearrange(self.by_depth[..., :d, :w], "b n d h z x -> b n d h 1 z 1 x") + rearrange(
             self.by_height[..., :h, :w], "b n d h y x -> b n d h 1 1 y x"
         )
-        return of_row + rearrange(self.own[..., :w], "b n d h w x -> b n d h w 1 1 x")
+        return torch.add(of_row, rearrange(self.own[..., :w], "b n d h w x -> b n d h w 1 1 x"), out=out)
 
     def total(self, box: Box) -> Float[Tensor, "b n d h w"]:
         """log Σ exp bias over the keys of a box: depth and height apart for every width, then the widths together."""
