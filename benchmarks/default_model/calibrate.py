@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,10 @@ from volsam.models.dense_prompt import DensePromptNet
 
 TURNS = 4
 PROCESSES = 2
-FOLDS = 5
-EPOCHS = 80
+FOLDS = 3
+EPOCHS = 60
+RATE = 2e-3
+NOISE = 0.1
 # How much choosing well counts beside foretelling well, and how sharp the choice is made while learning.
 CHOICE = 4.0
 SHARPNESS = 0.3
@@ -62,31 +64,59 @@ def gather(rank: int, weights: Path, config: Config, data: Path, run: Path, minu
     torch.save({"ladders": found, "talk": talk}, run / f"calibration-{rank}.pt")
 
 
-def fit(head: nn.Sequential, ladders: list[Ladder], talk: Masks) -> None:
-    """Train `head` in place on standardised evidence, then fold the standard into its first layer."""
+@dataclass
+class Material:
+    """What the head is fitted to.
+
+    evidence (n 2 z c) and true overlap (n 2 z) of both looks of n ladders of at most z zooms; known (n z), where there
+    is one; scans (n), where they come from; said (m c) and said_worth (m): the same of masks of conversations.
+    """
+
+    evidence: Tensor
+    worth: Tensor
+    known: Tensor
+    scans: Tensor
+    said: Tensor
+    said_worth: Tensor
+
+    @classmethod
+    def of(cls, ladders: list[Ladder], talk: Masks) -> Material:
+        zooms = max(item["worth"].shape[1] for item in ladders)
+        evidence = torch.zeros(len(ladders), 2, zooms, talk[0].shape[1])
+        worth = torch.zeros(len(ladders), 2, zooms)
+        known = torch.zeros(len(ladders), zooms, dtype=torch.bool)
+        for index, item in enumerate(ladders):
+            count = item["worth"].shape[1]
+            evidence[index, :, :count], worth[index, :, :count] = item["evidence"], item["worth"]
+            known[index, :count] = True
+        return cls(evidence, worth, known, torch.tensor([item["scene"] for item in ladders]), *talk)
+
+
+def fit(head: nn.Sequential, material: Material, which: Tensor) -> None:
+    """Train `head` in place on some ladders, on standardised evidence; then fold the standard into its first layer."""
     torch.manual_seed(0)
-    everything = torch.cat([*(item["evidence"].flatten(0, 1) for item in ladders), talk[0]])
+    seen = material.evidence[which].transpose(1, 2)[material.known[which]].flatten(0, 1)
+    everything = torch.cat([seen, material.said])
     mean, spread = everything.mean(0), everything.std(0) + 1e-3
+    evidence = (material.evidence - mean) / spread * material.known[:, None, :, None]
+    said = (material.said - mean) / spread
     for layer in head:
         if isinstance(layer, nn.Linear):
             layer.reset_parameters()
-    optimiser = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.3)
-    inputs = [((item["evidence"] - mean) / spread, item["worth"]) for item in ladders]
-    said, worth = (talk[0] - mean) / spread, talk[1]
+    optimiser = torch.optim.AdamW(head.parameters(), lr=RATE, weight_decay=0.3)
     for epoch in range(EPOCHS):
         for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * (1 - epoch / EPOCHS) + 1e-5
-        for part in torch.randperm(len(inputs)).split(32):
-            loss = torch.zeros(())
-            for index in part:
-                evidence, true = inputs[index]
-                score = head(evidence + 0.1 * torch.randn_like(evidence))[..., 0]
-                chosen = torch.softmax(score[0] / SHARPNESS, dim=0)
-                # The zoom is chosen by the first look; what counts is the mask of the second.
-                loss = loss + F.binary_cross_entropy_with_logits(score, true) - CHOICE * (chosen * true[1]).sum()
+            group["lr"] = RATE * (1 - epoch / EPOCHS) + 1e-5
+        for part in which[torch.randperm(len(which))].split(32):
+            known, worth = material.known[part], material.worth[part]
+            score = head(evidence[part] + NOISE * torch.randn_like(evidence[part]))[..., 0]
+            wrong = F.binary_cross_entropy_with_logits(score, worth, reduction="none") * known[:, None]
+            # The zoom is chosen by the first look; what counts is the mask of the second.
+            chosen = torch.softmax((score[:, 0] / SHARPNESS).masked_fill(~known, -1e9), dim=1)
+            loss = (wrong.sum() - CHOICE * (chosen * worth[:, 1]).sum()) / len(part)
             some = torch.randint(0, len(said), (256,))
-            other = head(said[some] + 0.1 * torch.randn_like(said[some]))[:, 0]
-            loss = loss / len(part) + F.binary_cross_entropy_with_logits(other, worth[some])
+            other = head(said[some] + NOISE * torch.randn_like(said[some]))[:, 0]
+            loss = loss + F.binary_cross_entropy_with_logits(other, material.said_worth[some])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -97,26 +127,26 @@ def fit(head: nn.Sequential, ladders: list[Ladder], talk: Masks) -> None:
 
 
 @torch.no_grad()
-def scores(judge: Callable[[Tensor], Tensor], ladders: list[Ladder]) -> list[tuple[float, float]]:
-    """For each ladder: overlap of the best zoom, and of the one that a head chooses."""
-    return [
-        (float(item["worth"][1].max()), float(item["worth"][1][judge(item["evidence"][0])[:, 0].argmax()]))
-        for item in ladders
-    ]
+def chosen(head: nn.Sequential, material: Material, which: Tensor) -> Tensor:
+    """Overlap at the zoom that a head chooses, for some ladders."""
+    score = head(material.evidence[which, 0])[..., 0].masked_fill(~material.known[which], -1e9)
+    return material.worth[which, 1].gather(1, score.argmax(dim=1, keepdim=True))[:, 0]
 
 
-def cross_validated(ladders: list[Ladder], talk: Masks, before: nn.Sequential) -> str:
+def cross_validated(material: Material, before: nn.Sequential) -> str:
     """What fitting brings on scans that it has not seen, in words."""
-    scans = sorted({item["scene"] for item in ladders})
-    fold = {scan: index % FOLDS for index, scan in enumerate(np.random.default_rng(0).permutation(scans))}
-    held: list[tuple[float, float]] = []
+    scans = np.unique(material.scans.numpy())
+    fold = {int(scan): index % FOLDS for index, scan in enumerate(np.random.default_rng(0).permutation(scans))}
+    folds = torch.tensor([fold[int(scan)] for scan in material.scans])
+    held = []
     for index in range(FOLDS):
         head = DensePromptNet().quality
-        fit(head, [item for item in ladders if fold[item["scene"]] != index], talk)
-        held += scores(head, [item for item in ladders if fold[item["scene"]] == index])
-    best, chosen = np.mean(held, axis=0)
-    old = np.mean([choice for _, choice in scores(before, ladders)])
-    return f"best zoom {best:.3f}, chosen before {old:.3f}, chosen by a head fitted to other scans {chosen:.3f}"
+        fit(head, material, torch.nonzero(folds != index)[:, 0])
+        held.append(chosen(head, material, torch.nonzero(folds == index)[:, 0]))
+    best = (material.worth[:, 1] * material.known).amax(dim=1).mean()
+    old = chosen(before, material, torch.arange(len(folds))).mean()
+    new = torch.cat(held).mean()
+    return f"best zoom {best:.3f}, chosen before {old:.3f}, chosen by a head fitted to other scans {new:.3f}"
 
 
 def main() -> None:
@@ -136,8 +166,9 @@ def main() -> None:
     network.load_state_dict(load_file(weights))
     zooms = sum(item["worth"].shape[1] for item in ladders)
     print(f"{len(ladders)} ladders of {zooms} zooms, {len(worth)} masks of conversations")
-    print(cross_validated(ladders, (evidence, worth), network.quality))
-    fit(network.quality, ladders, (evidence, worth))
+    material = Material.of(ladders, (evidence, worth))
+    print(cross_validated(material, network.quality))
+    fit(network.quality, material, torch.arange(len(ladders)))
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, weights)
 
 

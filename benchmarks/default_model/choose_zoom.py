@@ -3,8 +3,8 @@
     python benchmarks/default_model/choose_zoom.py --data ../shared/data
 
 At the first click every zoom of the ladder is tried, and the model looks twice, the second time at its own mask.
-Compared are the zoom with the highest true Dice (an oracle), that of the highest expected quality at the first look
-(the rule that is used), at the second look, and its product with the agreement of neighbouring zooms; and what the
+Compared are the zoom with the highest true Dice (an oracle), that of the highest expected quality at the first look, at
+the second look, and of the first times the agreement with neighbouring zooms (the rule that is used); and what the
 second look itself brings. Never run it on the never-seen sets: what is chosen here must not know them. Last output:
 choose_zoom.txt.
 """
@@ -23,7 +23,7 @@ import torch
 import volsam
 from volsam.data.simulate import first_click
 from volsam.evaluation.metrics import dice
-from volsam.inference.predictor import Answer, Predictor, _carried, paint
+from volsam.inference.predictor import Answer, Predictor, _agreement, paint
 from volsam.prompts import PromptSet
 
 HERE = Path(__file__).parent
@@ -67,12 +67,6 @@ def worth(predictor: Predictor, answer: Answer, prompts: PromptSet, target: np.n
     return dice(mask, target)
 
 
-def agreement(finer: Answer, coarser: Answer) -> float:
-    """Dice of two masks where the coarser was made; the finer one says nothing beyond its region."""
-    one, other = _carried(finer, coarser.roi) > 0, coarser.decoded.low_res > 0
-    return float(2 * (one & other).sum() / max(1, one.sum() + other.sum()))
-
-
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -90,10 +84,10 @@ def main() -> None:
         true = np.array([worth(predictor, answer, prompts, target) for answer in again])
         said = np.array([answer.quality for answer in answers])
         said_again = np.array([answer.quality for answer in again])
-        pairs = [agreement(finer, coarser) for finer, coarser in pairwise(answers)] or [1.0]
+        pairs = [_agreement(finer, coarser) for finer, coarser in pairwise(answers)] or [1.0]
         beside = np.array([np.mean(pairs[max(i - 1, 0) : i + 1]) for i in range(len(answers))])
         rules = (said, said_again, said * beside)
-        row = [true.max(), *(true[rule.argmax()] for rule in rules), once[said.argmax()]]
+        row = [true.max(), *(true[rule.argmax()] for rule in rules), once[rules[2].argmax()]]
         table.setdefault(kind, []).append([float(value) for value in row])
         print(f"{kind:9} {name:45} {np.round(true, 2)} expected {np.round(said, 2)} agreement {np.round(beside, 2)}")
     table["all"] = [row for rows in table.values() for row in rows]
@@ -101,7 +95,7 @@ def main() -> None:
         best, quality, second, beside, one_look = np.mean(group, axis=0)
         print(
             f"{kind}: {len(group)} objects; oracle {best:.3f}, quality {quality:.3f}, quality of the second look "
-            f"{second:.3f}, quality x neighbours {beside:.3f}; quality, with one look only {one_look:.3f}"
+            f"{second:.3f}, quality x neighbours {beside:.3f}; the same with one look only {one_look:.3f}"
         )
 
 

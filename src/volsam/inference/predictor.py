@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ SLAB = 1 << 24
 # Scribbles are shown to the model as so many points in all; every click is kept.
 MOST_POINTS = 48
 # Another region must promise this much more Dice: the mask so far was made, and corrected, in the one at hand.
-WORTH_MOVING = 0.03
+WORTH_MOVING = 0.2
 # A mask given as a start is trusted, not certain.
 HINT_LOGIT = 4.0
 # A 3D box is drawn by hand: the mask may pass it by this part of its size.
@@ -103,7 +104,7 @@ class Predictor:
         if self.model.spacing is not None:
             return self._look(self._region(prompts), prompts, None)
         drafts = [self._look(roi, prompts, None) for roi in self._first_regions(prompts)]
-        best = max(drafts, key=lambda draft: draft.quality)
+        best = _most_trusted(drafts)
         # Shown its own first mask the model mends it; only at the first click, later it would mistrust the user's.
         return self._refit(self._look(best.roi, prompts, best), prompts)
 
@@ -234,6 +235,22 @@ def thinned(prompts: PromptSet) -> PromptSet:
         return Scribble(tuple(prompt.points[index] for index in keep), prompt.positive)
 
     return PromptSet(map(thin, prompts))
+
+
+def _most_trusted(drafts: list[Answer]) -> Answer:
+    """Of neighbouring zooms, in order: the highest expected quality times the agreement with the zooms beside. A mask
+    that wavers with a small change of zoom has caught no border.
+    """
+    pairs = [_agreement(finer, coarser) for finer, coarser in pairwise(drafts)] or [1.0]
+    beside = [float(np.mean(pairs[max(place - 1, 0) : place + 1])) for place in range(len(drafts))]
+    worth = [draft.quality * near for draft, near in zip(drafts, beside, strict=True)]
+    return drafts[int(np.argmax(worth))]
+
+
+def _agreement(finer: Answer, coarser: Answer) -> float:
+    """Dice of two masks where the coarser was made; the finer one says nothing beyond its region."""
+    one, other = _carried(finer, coarser.roi) > 0, coarser.decoded.low_res > 0
+    return float(2 * (one & other).sum() / max(1, one.sum() + other.sum()))
 
 
 def _carried(before: Answer, roi: Grid) -> Logits:
