@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from volsam.cli.console import Steps, explained, fail, say
@@ -132,6 +131,8 @@ def _labelled(model: AutomaticModel, image: Path, target: Path, plane: str, stri
 
 def _in_words(labels: Volume, names: tuple[str, ...]) -> str:
     """The volume of each label that was found."""
+    import numpy as np
+
     counts = np.bincount(labels.data.ravel(), minlength=len(names))
     found = [
         f"{name} {counts[number] * labels.grid.voxel_volume / 1000:,.1f} ml"
