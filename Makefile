@@ -15,6 +15,8 @@ PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 READY := $(VENV)/.ready-$(VERSION)
 CONSTRAINTS := .ci/constraints.txt
+# What the tests want beside the package itself.
+EXTRAS := itk,dicom,train,serve,openvino,dev
 # Two workers with one thread each: the cores that there surely are. UTF-8 whatever the locale says, or is left at by a
 # library: SimpleITK sets the one of a thread to C when it writes a DICOM file.
 PYTEST := OMP_NUM_THREADS=1 PYTHONUTF8=1 $(BIN)/python -m pytest -q -n 2
@@ -64,8 +66,8 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install -q "$$(grep '^torch==' $(CONSTRAINTS))"
 	$(BIN)/python -m pip install -q uv || echo 'uv cannot be had here; pip does it, more slowly'
 	if $(BIN)/python -m uv --version >/dev/null 2>&1; \
-	then $(BIN)/python -m uv pip install -q --python $(BIN)/python -c $(CONSTRAINTS) -e '.[itk,dev]'; \
-	else $(BIN)/python -m pip install -q -e '.[itk,dev]'; fi
+	then $(BIN)/python -m uv pip install -q --python $(BIN)/python -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'; \
+	else $(BIN)/python -m pip install -q -e '.[$(EXTRAS)]'; fi
 	@$(BIN)/python -c 'from importlib.metadata import version; found = "torch==" + version("torch").split("+")[0]; \
 	  assert found in open("$(CONSTRAINTS)").read().split(), "torch was replaced: " + found'
 	@touch $@
