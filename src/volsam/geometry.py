@@ -25,7 +25,7 @@ Mode = Literal["linear", "nearest", "area"]
 ALIGNED = 1e-4
 # An area mean takes at most this many samples along an axis, so that a coarse look costs the same in any volume.
 MOST_SAMPLES = 2
-# Positions that are worked on at once when the lattices are not aligned; bounds memory to some tens of megabytes.
+# Voxels, or positions, that are worked on at once; bounds memory to some tens of megabytes.
 CHUNK = 1 << 21
 
 
@@ -253,10 +253,37 @@ def _resample_along_axes(
     if mode == "nearest":
         picked = data[np.ix_(*(plan.planes[plan.weights.argmax(axis=1)] for plan in plans))]
         return _fill_outside(np.ascontiguousarray(picked.transpose(order)), inside, fill)
-    values = data[np.ix_(*(plan.planes for plan in plans))].astype(np.float32)
-    for axis in np.argsort([len(plan.weights) / len(plan.planes) for plan in plans]):
-        values = np.moveaxis(np.tensordot(plans[axis].weights, values, axes=(1, axis)), 0, axis)
+    # Slowest axis first: the planes of a large volume are read once, from front to back, and shrunk as they come.
+    layout = np.argsort([-abs(stride) for stride in data.strides], kind="stable")
+    ordered = [plans[axis] for axis in layout]
+    values = _read(data.transpose(layout), ordered).transpose(np.argsort(layout))
     return _fill_outside(np.ascontiguousarray(values.transpose(order)), inside, fill)
+
+
+def _read(data: NDArray[np.generic], plans: list[_Plan]) -> NDArray[np.float32]:
+    """Weighted sums along all three axes, of some planes of the first axis at a time; those that shrink come first."""
+    axes = sorted(range(3), key=lambda axis: len(plans[axis].weights) / len(plans[axis].planes))
+    early = [axis for axis in axes if axis > 0 and len(plans[axis].weights) < len(plans[axis].planes)]
+    planes = max(1, CHUNK // max(1, len(plans[1].planes) * len(plans[2].planes)))
+    parts = []
+    for start in range(0, len(plans[0].planes), planes):
+        some = plans[0].planes[start : start + planes]
+        part = data[np.ix_(some, plans[1].planes, plans[2].planes)].astype(np.float32)
+        parts.append(_summed(part, plans, early))
+    return _summed(np.concatenate(parts), plans, [axis for axis in axes if axis not in early])
+
+
+def _summed(values: NDArray[np.float32], plans: list[_Plan], axes: list[int]) -> NDArray[np.float32]:
+    """Weighted sums along some axes as matrix products on the values as they lie: nothing is copied for them."""
+    for axis in axes:
+        weights = plans[axis].weights
+        if axis == 2:
+            values = values @ weights.T
+        elif axis == 1:
+            values = weights @ values
+        else:
+            values = (weights @ values.reshape(len(values), -1)).reshape(-1, *values.shape[1:])
+    return values
 
 
 def _fill_outside(values: NDArray[np.generic], inside: list[NDArray[np.bool_]], fill: float) -> NDArray[np.generic]:

@@ -324,8 +324,9 @@ def test_clicks_beyond_the_region_say_nothing_in_it(an_untrained_model, encoded)
     alone = an_untrained_model.decode(features, PromptSet(here).on(roi), None)
     for prompts in ([*here, *beyond], [*beyond[:2], *here]):
         more = an_untrained_model.decode(features, PromptSet(prompts).on(roi), None)
-        np.testing.assert_array_equal(more.low_res, alone.low_res)
-        assert more.quality == alone.quality
+        # Sums over more prompts, most of them without weight, may be rounded differently: processors differ there.
+        np.testing.assert_allclose(more.low_res, alone.low_res, atol=2e-5)
+        assert more.quality == pytest.approx(alone.quality, abs=1e-6)
     an_untrained_model.decode(features, PromptSet(beyond).on(roi), alone.low_res)
 
 

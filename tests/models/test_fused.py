@@ -14,7 +14,8 @@ def test_one_step_gives_what_two_give(shape: tuple[int, ...], biased: bool) -> N
     expected = F.gelu(F.linear(x, weight, bias))
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            assert_close(linear_gelu(x, weight, bias), expected, rtol=0, atol=1e-6)
+            # Values up to 6: some roundings of float32, of which processors make different ones.
+            assert_close(linear_gelu(x, weight, bias), expected, rtol=0, atol=5e-6)
 
 
 def test_gradients_flow() -> None:

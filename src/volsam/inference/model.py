@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -26,7 +25,6 @@ Bounds = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 SURE = -2.5
 
 
-@dataclass(frozen=True)
 class Decoded:
     """A mask in a region.
 
@@ -34,10 +32,18 @@ class Decoded:
     resolution within `part`, outside of which there is nothing; quality: expected Dice with the whole object.
     """
 
-    low_res: Logits
-    logits: Logits
-    part: Bounds
-    quality: float
+    def __init__(self, low_res: Logits, logits: Logits | Callable[[], Logits], part: Bounds, quality: float) -> None:
+        self.low_res = low_res
+        self.part = part
+        self.quality = quality
+        self._logits = logits
+
+    @property
+    def logits(self) -> Logits:
+        """Made when first asked for: of the zooms that are tried at a first click, all but one never are."""
+        if callable(self._logits):
+            self._logits = self._logits()
+        return self._logits
 
 
 Kind = Literal["click", "negative click", "box", "flat box", "mask"]
@@ -127,13 +133,17 @@ class DensePromptModel:
 
     @torch.inference_mode()
     def decode(self, encoded: Features, prompts: GridPrompts, previous: Logits | None) -> Decoded:
-        """Half-size mask first, then full size inside its box."""
+        """Half-size mask at once, full size inside its box when it is wanted."""
         asked = self._prompts(encoded, [prompts], previous)
         draft = self.network.draft(encoded, asked)
         half = draft.half[0, 0].float().cpu().numpy()
         part = box_of(half > SURE, self.step)
-        cuts = (slice(*part[0]), slice(*part[1]), slice(*part[2]))
-        logits = self.network.refine(encoded, asked, draft, cuts)[0, 0].float().cpu().numpy()
+
+        @torch.inference_mode()
+        def logits() -> Logits:
+            cuts = (slice(*part[0]), slice(*part[1]), slice(*part[2]))
+            return self.network.refine(encoded, asked, draft, cuts)[0, 0].float().cpu().numpy()
+
         return Decoded(half, logits, part, float(draft.quality[0, 0]))
 
     @torch.inference_mode()

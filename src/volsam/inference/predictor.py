@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -269,9 +269,12 @@ def _mask_points(answer: Answer) -> NDArray[np.float64] | None:
 def _within_boxes(answer: Answer, boxes: list[Box]) -> Answer:
     """Nothing outside the 3D boxes, which are drawn a little too tight or too wide by hand."""
     decoded = answer.decoded
-    logits = np.where(_held(answer.part_grid, boxes), decoded.logits, np.float32(OUTSIDE))
     low_res = np.where(_held(answer.low_res_grid, boxes), decoded.low_res, np.float32(OUTSIDE))
-    return Answer(answer.roi, replace(decoded, logits=logits, low_res=low_res))
+
+    def logits() -> Logits:
+        return np.where(_held(answer.part_grid, boxes), decoded.logits, np.float32(OUTSIDE))
+
+    return Answer(answer.roi, Decoded(low_res, logits, decoded.part, decoded.quality))
 
 
 def _held(grid: Grid, boxes: list[Box]) -> NDArray[np.bool_]:
