@@ -46,10 +46,16 @@ def test_zooms_go_from_the_closest_look_to_one_that_sees_the_whole_volume(grid):
 
 
 def test_neighbouring_zooms_differ_by_about_the_ratio():
-    steps = np.array(zoom.ladder(Grid.at((200, 200, 120), 1.0), EDGE))
+    steps = np.array(zoom.ladder(Grid.at((100, 100, 60), 1.0), EDGE))
     ratios = steps[1:] / steps[:-1]
     np.testing.assert_allclose(ratios, ratios[0])
     assert 1.2 < ratios[0] < zoom.RATIO + 0.05
+
+
+def test_a_very_large_volume_gets_no_more_zooms_but_wider_steps():
+    steps = np.array(zoom.ladder(Grid.at((512, 512, 600), 0.75), EDGE))
+    assert len(steps) == zoom.MOST_LEVELS
+    np.testing.assert_allclose(steps[1:] / steps[:-1], steps[1] / steps[0])
 
 
 # ---- A region around something

@@ -19,7 +19,7 @@ from volsam.prompts import Box, MaskHint, Prompt, PromptSet, positions
 FILL = 0.62
 # Neighbouring zooms differ by this factor, and there are at most so many of them.
 RATIO = 1.5
-MOST_LEVELS = 7
+MOST_LEVELS = 6
 # The closest look is this part of the finest voxel spacing; closer only magnifies blur.
 CLOSEST = 0.5
 # A change of zoom is worth an encoding only if the object fills less or more than FILL by these factors.
