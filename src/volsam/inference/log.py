@@ -64,7 +64,7 @@ class PromptLog:
         self._beside[number] = tuple(beside)
         together = {} if together_with is None else {"with": together_with}
         others = {"beside": [list(point) for point in beside]} if beside else {}
-        self.entries.append({"op": "add", "id": number, **together, **others, "prompt": _to_saved(prompt)})
+        self.entries.append({"op": "add", "id": number, **together, **others, "prompt": to_saved(prompt)})
         self._step((*self.active, (number, prompt)))
         return number
 
@@ -113,7 +113,7 @@ class PromptLog:
             op = entry.get("op")
             if op == "add":
                 beside = tuple(Click(point).position for point in entry.get("beside", ()))
-                log.add(_from_saved(entry["prompt"], grid), entry.get("with"), beside)
+                log.add(from_saved(entry["prompt"], grid), entry.get("with"), beside)
             elif op == "remove":
                 log.remove(int(entry["id"]))
             elif op in ("undo", "redo", "reset"):
@@ -123,7 +123,8 @@ class PromptLog:
         return log
 
 
-def _to_saved(prompt: Prompt) -> dict[str, Any]:
+def to_saved(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as plain data in mm RAS+; the voxels of a mask as packed bits, in base64."""
     if not isinstance(prompt, MaskHint):
         return to_record(prompt)
     bits = zlib.compress(np.packbits(prompt.mask > 0).tobytes())
@@ -135,7 +136,8 @@ def _to_saved(prompt: Prompt) -> dict[str, Any]:
     }
 
 
-def _from_saved(record: Mapping[str, Any], grid: Grid) -> Prompt:
+def from_saved(record: Mapping[str, Any], grid: Grid) -> Prompt:
+    """The prompt that `to_saved` saved, for a volume on `grid`."""
     if record.get("type") != "mask":
         return from_record(record, grid)
     own = Grid(tuple(record["shape"]), np.array(record["affine"]))
