@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from volsam.errors import BadInput
 from volsam.inference.session import Changed, Model, Session
+from volsam.inference.uncertainty import Uncertainty
 from volsam.prompts import Prompt, PromptSet
 from volsam.server import wire
 from volsam.server.device import Clock, Device
@@ -85,6 +86,7 @@ class Conversation:
     _things: dict[int, Thing] = field(default_factory=dict)
     _next: int = 1
     _owners: Ownership | None = None
+    _doubt: tuple[tuple[int, int, str], Uncertainty] | None = None
     _lost: dict[int, tuple[int, dict[str, Any] | None]] = field(default_factory=dict)
 
     # --- making and saving ---------------------------------------------------------------------------------------
@@ -213,6 +215,15 @@ class Conversation:
         some = data.ravel(order="K")[:: max(1, data.size // SAMPLED)]
         window = np.percentile(some, SHOWN).tolist()
         return {"low": float(data.min()), "high": float(data.max()), "window": window}
+
+    def doubt(self, session: Session, thing: Thing) -> Uncertainty:
+        """The uncertainty of an object's mask, made once; while the object is held."""
+        if session.quality is None:
+            raise Problem(409, f"{thing.name} has no mask yet: add a click, box or scribble first")
+        key = (thing.number, thing.changed, session.model.name)
+        if self._doubt is None or self._doubt[0] != key:
+            self._doubt = (key, session.uncertainty())
+        return self._doubt[1]
 
     # --- acting --------------------------------------------------------------------------------------------------
 

@@ -25,8 +25,8 @@ def packed(box: Changed, values: NDArray[Any]) -> dict[str, Any]:
     line = values.ravel(order="F")
     data = np.packbits(line) if bits else line
     return {
-        "low": list(box[0]),
-        "high": list(box[1]),
+        "low": [int(index) for index in box[0]],
+        "high": [int(index) for index in box[1]],
         "encoding": BITS if bits else BYTES,
         "data": base64.b64encode(zlib.compress(data.data, LEVEL)).decode("ascii"),
         "voxels": int(np.count_nonzero(values)),

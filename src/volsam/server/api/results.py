@@ -69,7 +69,7 @@ def router(core: Core) -> APIRouter:
         clock = Clock()
         with core.using(token) as lease, core.talk(lease) as talk, talk.about(number, clock) as (session, thing):
             with clock("paint"):
-                doubt = doubted(session, thing)
+                doubt = talk.doubt(session, thing)
                 body = {"object": number, "changed": thing.changed, "quality": session.quality}
                 body |= in_numbers(doubt, session.volume.grid)
             return answer(core, clock, body)
@@ -78,7 +78,7 @@ def router(core: Core) -> APIRouter:
     def uncertainty_file(number: int, ending: Ending, what: MapKind = "bands", token: Token = None) -> Response:
         with core.using(token) as lease, core.talk(lease) as talk:
             with talk.about(number) as (session, thing):
-                doubt = doubted(session, thing)
+                doubt = talk.doubt(session, thing)
             volume = session.volume.with_data(mapped(doubt, session.volume.grid, what)[None])
             return sent_volume(volume, f"{thing.name}_{what}.{ending}")
 
@@ -164,13 +164,6 @@ def _written(
 # --- uncertainty -----------------------------------------------------------------------------------------------------
 
 
-def doubted(session: Session, thing: Thing) -> Uncertainty:
-    """The uncertainty of the current object, if it has a mask."""
-    if session.quality is None:
-        raise Problem(409, f"{thing.name} has no mask yet: add a click, box or scribble first")
-    return session.uncertainty()
-
-
 def in_numbers(doubt: Uncertainty, grid: Grid) -> dict[str, Any]:
     """The overlay of bands, and what it comes to."""
     low, high = grid.overlap(doubt.grid)
@@ -185,7 +178,7 @@ def in_numbers(doubt: Uncertainty, grid: Grid) -> dict[str, Any]:
         "spread": float(doubt.spread[inside].mean()) if inside.any() else 0.0,
         "next_click": None if place is None else {"position": list(place), "voxel": grid.to_voxels(place).tolist()},
         "bands": wire.packed((low, high), in_bands(probability)),
-        "worst_slice": {"axis": axis, "index": int(per_slice.argmax()) + low[axis]},
+        "worst_slice": {"axis": axis, "index": int(per_slice.argmax() + low[axis])},
     }
 
 
