@@ -96,6 +96,11 @@ class Client:
         self.masks = {}
         return state
 
+    def resume(self, identity: str, **more: Any) -> Any:
+        state = self.ask("POST", "/session", 201, json={"resume": identity, **more})
+        self.shape = tuple(state["shape"])
+        return state
+
     def click(self, voxel: Sequence[float], positive: bool = True, **more: Any) -> Any:
         prompt = {"type": "point", "position": list(voxel), "positive": positive}
         return self.ask("POST", "/session/prompts", json={"prompt": prompt, "space": "voxel", **more})
@@ -165,6 +170,12 @@ def serve(tmp_path: Path, studies: Path, a_model: BallModel) -> Iterator[Callabl
 @pytest.fixture
 def http(serve: Callable[..., TestClient]) -> TestClient:
     return serve()
+
+
+@pytest.fixture
+def client() -> type[Client]:
+    """Makes clients, `client(http)`."""
+    return Client
 
 
 @pytest.fixture
