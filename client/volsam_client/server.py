@@ -29,13 +29,14 @@ class Server:
     Args:
         address: such as "http://127.0.0.1:1527".
         key: if the server needs one.
-        http: a ready client in place of one of its own, for a proxy or a test.
+        http: a ready client in place of one of its own, for a proxy or a test; its timeouts hold, and it stays open.
     """
 
     def __init__(self, address: str = "http://127.0.0.1:1527", key: str | None = None, http: Any = None) -> None:
         self._http: httpx.Client = http or httpx.Client(
             base_url=address, timeout=httpx.Timeout(ANSWER, connect=CONNECT), trust_env=False
         )
+        self._own = http is None
         self.address = address
         self._key = key
         self._lease: str | None = None
@@ -133,7 +134,8 @@ class Server:
             if self._lease is not None:
                 self.json("DELETE", "/lease", timeout=5)
         self._lease = None
-        self._http.close()
+        if self._own:
+            self._http.close()
 
     def __enter__(self) -> Server:
         return self
@@ -164,6 +166,8 @@ class Server:
             sent["X-Lease-Token"] = self._lease
         if "content" in options:
             sent.setdefault("Content-Type", "application/octet-stream")
+        if not self._own:
+            options.pop("timeout", None)
         try:
             answer = self._http.request(method, API + path, headers=sent, **options)
         except httpx.HTTPError as error:
