@@ -268,7 +268,7 @@ def test_a_channel_may_be_chosen(type_, a_model, a_pair_of_channels):
 
 
 def test_a_volume_too_large_for_memory_is_refused_by_its_header(type_, a_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("volsam.cli.memory.available_memory", lambda: 2_000_000_000)
+    monkeypatch.setattr("volsam.data.memory.available_memory", lambda: 2_000_000_000)
     header = nibabel.Nifti1Header()
     header.set_data_shape((3000, 2000, 1000))
     header.set_data_dtype(np.int16)

@@ -19,8 +19,8 @@ import typer
 
 import volsam
 from volsam.cli.console import fail
-from volsam.cli.memory import available_memory
 from volsam.cli.options import AsJson
+from volsam.data.memory import available_memory
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

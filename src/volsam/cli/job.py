@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from volsam.cli.console import Steps, say
-from volsam.cli.memory import require_room
 from volsam.cli.prompts import gather
 from volsam.data.files import replacing
 from volsam.data.io import WRITABLE, read_grid, read_volume, volume_name, write_volume
+from volsam.data.memory import require_room
 from volsam.errors import BadInput
 from volsam.geometry import Grid, resample
 from volsam.prompts import PromptSet

@@ -116,9 +116,9 @@ def _maker(name: str, device: str, prompts: Path | None, plane: str, stride: int
 
 def _labelled(model: AutomaticModel, image: Path, target: Path, plane: str, stride: int) -> str:
     """Labels of a volume; the names of the labels lie beside them, once."""
-    from volsam.cli.memory import require_room
     from volsam.data.files import replacing
     from volsam.data.io import read_grid, read_volume, volume_name, write_volume
+    from volsam.data.memory import require_room
 
     require_room(read_grid(image), volume_name(image))
     labels = model.segment(read_volume(image), plane, stride=stride)

@@ -59,11 +59,16 @@ def read_volume(path: str | os.PathLike[str], *, frame: int | None = None) -> Vo
     return Volume(data, source.grid, volume_name(path), source.header)
 
 
-def read_grid(path: str | os.PathLike[str]) -> Grid:
-    """The lattice of a file, from its header only; whether the voxels are complete is not looked at."""
+def read_header(path: str | os.PathLike[str]) -> Source:
+    """What a file promises to hold, from its header only; whether the voxels are complete is not looked at."""
     path = Path(path)
     with one_line(path):
-        return _open(path).grid
+        return _open(path)
+
+
+def read_grid(path: str | os.PathLike[str]) -> Grid:
+    """The lattice of a file, from its header only."""
+    return read_header(path).grid
 
 
 def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:

@@ -56,7 +56,7 @@ def open_itk(path: Path, kind: str) -> Source:
             _require_whole(path, kind, _number_bytes(reader))
         return itk_values(itk_pixels(reader, path, kind), frame)
 
-    return Source(grid, size[3], load, geometry)
+    return Source(grid, size[3], load, geometry, reader.GetNumberOfComponents())
 
 
 def simpleitk(what: str) -> Any:

@@ -56,7 +56,7 @@ def open_nifti(path: Path, start: bytes) -> Source:
     slope, inter = _nifti_scaling(header, path) if samples == 1 else (1.0, 0.0)
     where = _voxel_file(path) if header["magic"].item().startswith(b"ni") else path
     voxels = _Voxels(where, header.get_data_offset(), dtype, grid.shape, frames, channels, samples, slope, inter)
-    return Source(grid, frames, lambda frame: _load(voxels, frame), header)
+    return Source(grid, frames, lambda frame: _load(voxels, frame), header, channels * samples)
 
 
 def nifti_class(start: bytes) -> type[Nifti1Header] | None:

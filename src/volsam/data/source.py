@@ -21,12 +21,16 @@ Values = NDArray[np.generic]
 
 @dataclass(frozen=True)
 class Source:
-    """A file whose header has been read: the lattice, the time frames, and `load`, which reads one frame (c i j k)."""
+    """A file whose header has been read: the lattice, the time frames, and `load`, which reads one frame (c i j k).
+
+    values: how many numbers there are in a voxel.
+    """
 
     grid: Grid
     frames: int
     load: Callable[[int], Values]
     header: object | None = None
+    values: int = 1
 
 
 def lattice(shape: Sequence[int], affine: NDArray[np.float64], path: Path) -> Grid:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from volsam.errors import BadInput
 from volsam.geometry import Grid
-from volsam.prompts import MaskHint, Prompt, from_record, to_record
+from volsam.prompts import Click, MaskHint, Point, Prompt, from_record, to_record
 
 Active = tuple[tuple[int, Prompt], ...]
 
@@ -30,6 +30,7 @@ class PromptLog:
     _at: int = 0
     _next: int = 1
     _turn: dict[int, int] = field(default_factory=dict)
+    _beside: dict[int, tuple[Point, ...]] = field(default_factory=dict)
 
     @property
     def active(self) -> Active:
@@ -52,15 +53,24 @@ class PromptLog:
         """Whether a step was taken back."""
         return self._at + 1 < len(self._steps)
 
-    def add(self, prompt: Prompt, together_with: int | None = None) -> int:
-        """Append a prompt; returns its number. Prompts `together_with` the same one are to be answered together."""
+    def add(self, prompt: Prompt, together_with: int | None = None, beside: Sequence[Point] = ()) -> int:
+        """Append a prompt; returns its number. Prompts `together_with` the same one are to be answered together.
+
+        beside: places in mm RAS+ that other objects held at that moment, to be kept out of the answer.
+        """
         number = self._next
         self._next += 1
         self._turn[number] = number if together_with is None else together_with
+        self._beside[number] = tuple(beside)
         together = {} if together_with is None else {"with": together_with}
-        self.entries.append({"op": "add", "id": number, **together, "prompt": _to_saved(prompt)})
+        others = {"beside": [list(point) for point in beside]} if beside else {}
+        self.entries.append({"op": "add", "id": number, **together, **others, "prompt": to_saved(prompt)})
         self._step((*self.active, (number, prompt)))
         return number
+
+    def beside(self, number: int) -> tuple[Point, ...]:
+        """The places of other objects that a prompt was added with."""
+        return self._beside[number]
 
     def remove(self, number: int) -> None:
         """Take one standing prompt away, whatever came after it."""
@@ -102,7 +112,8 @@ class PromptLog:
         for entry in entries:
             op = entry.get("op")
             if op == "add":
-                log.add(_from_saved(entry["prompt"], grid), entry.get("with"))
+                beside = tuple(Click(point).position for point in entry.get("beside", ()))
+                log.add(from_saved(entry["prompt"], grid), entry.get("with"), beside)
             elif op == "remove":
                 log.remove(int(entry["id"]))
             elif op in ("undo", "redo", "reset"):
@@ -112,7 +123,8 @@ class PromptLog:
         return log
 
 
-def _to_saved(prompt: Prompt) -> dict[str, Any]:
+def to_saved(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as plain data in mm RAS+; the voxels of a mask as packed bits, in base64."""
     if not isinstance(prompt, MaskHint):
         return to_record(prompt)
     bits = zlib.compress(np.packbits(prompt.mask > 0).tobytes())
@@ -124,7 +136,8 @@ def _to_saved(prompt: Prompt) -> dict[str, Any]:
     }
 
 
-def _from_saved(record: Mapping[str, Any], grid: Grid) -> Prompt:
+def from_saved(record: Mapping[str, Any], grid: Grid) -> Prompt:
+    """The prompt that `to_saved` saved, for a volume on `grid`."""
     if record.get("type") != "mask":
         return from_record(record, grid)
     own = Grid(tuple(record["shape"]), np.array(record["affine"]))

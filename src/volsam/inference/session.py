@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from volsam.inference.model import InteractiveModel, require_taken
 from volsam.inference.predictor import OUTSIDE, Answer, Patch, Predictor, paint
 from volsam.inference.slices import SliceModel, SlicePredictor
 from volsam.inference.uncertainty import Uncertainty, ensemble
-from volsam.prompts import MaskHint, Point, Prompt, PromptSet, require_inside
+from volsam.prompts import Click, MaskHint, Point, Prompt, PromptSet, positions, require_inside
 from volsam.volume import Volume
 
 FORMAT = "volsam-session"
 VERSION = 1
+# Clicks in other objects that count as outside; those far away say nothing.
+MOST_NEIGHBOURS = 8
 Changed = tuple[Shape, Shape]
 Model = InteractiveModel | SliceModel
 """What a session can talk to: a model of volumes, or of slices."""
@@ -34,6 +37,9 @@ class Session:
 
     `add`, `undo`, `redo`, `remove` and `reset` act on the current object (`current`, set by `select`) and return the
     box of voxels, lowest corner to highest (excluded), in which its mask changed, or None.
+
+    neighbours: what was clicked in other objects counts as outside the one that is worked on, if the model takes
+    negative clicks. The clicks meant are kept in the log, so that a replay gives the same masks.
 
     plane and follow are for models that see slices, see `inference.slices`: the plane they look at, and whether an
     object is followed from the slices that carry prompts to the others.
@@ -47,7 +53,9 @@ class Session:
         object_name: str = "object",
         plane: str = "auto",
         follow: bool = True,
+        neighbours: bool = False,
     ) -> None:
+        self.neighbours = neighbours
         self.model = model
         self.volume = volume
         self.predictor = (
@@ -77,10 +85,19 @@ class Session:
             self._objects[name] = _Object(self.volume.grid)
         self.current = name
 
+    def rename(self, name: str, new: str) -> None:
+        """Call an object something else; its place among the objects stays."""
+        self._require_object(name)
+        if not new.strip():
+            raise BadInput("an object needs a name, got an empty one")
+        if new != name and new in self._objects:
+            raise BadInput(f"an object is called {new!r} already: give another name")
+        self._objects = {new if known == name else known: item for known, item in self._objects.items()}
+        self.current = new if self.current == name else self.current
+
     def delete(self, name: str) -> None:
         """Forget an object and its prompts."""
-        if name not in self._objects:
-            raise BadInput(f"no object is called {name!r}; there are: {', '.join(self._objects)}")
+        self._require_object(name)
         del self._objects[name]
         if not self._objects:
             self._objects[name] = _Object(self.volume.grid)
@@ -91,17 +108,16 @@ class Session:
 
     def add(self, prompt: Prompt) -> Changed | None:
         """Append a prompt to the current object and update its mask."""
-        self._require(prompt)
-        self._now.log.add(prompt)
-        return self._update()
+        return self.add_all(PromptSet([prompt]))
 
     def add_all(self, prompts: PromptSet) -> Changed | None:
         """Append several prompts and answer them together, once."""
         for prompt in prompts:
             self._require(prompt)
+        beside = self._beside(prompts)
         first = None
         for prompt in prompts:
-            number = self._now.log.add(prompt, together_with=first)
+            number = self._now.log.add(prompt, together_with=first, beside=beside)
             first = number if first is None else first
         return self._update()
 
@@ -129,6 +145,11 @@ class Session:
         return self._now.log.active
 
     @property
+    def entries(self) -> list[dict[str, Any]]:
+        """Everything that was ever done to the current object, oldest first, see `inference.log`."""
+        return list(self._now.log.entries)
+
+    @property
     def can_undo(self) -> bool:
         """Whether `undo` would do something."""
         return self._now.log.can_undo
@@ -147,11 +168,16 @@ class Session:
 
     def mask_of(self, name: str) -> Volume:
         """The mask of any object. It stays as it is when the session goes on; to change it, copy it."""
-        if name not in self._objects:
-            raise BadInput(f"no object is called {name!r}; there are: {', '.join(self._objects)}")
+        self._require_object(name)
         mask = self._objects[name].canvas[None]
         mask.flags.writeable = False
         return self.volume.with_data(mask, name)
+
+    def bounds_of(self, name: str) -> Changed | None:
+        """A box of voxels outside of which an object has none; None where it has no mask."""
+        self._require_object(name)
+        patch = self._objects[name].patch
+        return (patch.low, patch.high) if patch.mask.size else None
 
     @property
     def quality(self) -> float | None:
@@ -184,7 +210,8 @@ class Session:
                 f"{self.model.name} sees one slice at a time, uncertainty needs a 3D model: choose another with --model"
             )
         encoded = self.predictor.encoded(answer.roi)
-        return ensemble(self.predictor.model, encoded, answer, self._standing, size=size, seed=seed)
+        active = self._now.log.active
+        return ensemble(self.predictor.model, encoded, answer, self._asked(active), size=size, seed=seed)
 
     def next_click(self) -> Point | None:
         """Where a click would tell the model most, mm RAS+: the middle of the least certain region, in the volume."""
@@ -192,10 +219,9 @@ class Session:
 
     # --- saving --------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all prompts of all objects, with every undone step, as JSON; masks follow from them."""
-        target = Path(path)
-        record = {
+    def record(self) -> dict[str, Any]:
+        """All prompts of all objects, with every undone step, as plain data; masks follow from them."""
+        return {
             "format": FORMAT,
             "version": VERSION,
             "model": self.model.name,
@@ -207,9 +233,13 @@ class Session:
             "current": self.current,
             "objects": [{"name": name, "log": item.log.entries} for name, item in self._objects.items()],
         }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `record` as JSON; the file appears whole or not at all."""
+        target = Path(path)
         unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
-            unfinished.write_text(json.dumps(record))
+            unfinished.write_text(json.dumps(self.record()))
             unfinished.replace(target)
         except OSError as reason:
             unfinished.unlink(missing_ok=True)
@@ -218,22 +248,30 @@ class Session:
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Model, volume: Volume) -> Session:
         """Go on with a saved session: the same volume, the same model or another one."""
-        record = _read_record(Path(path))
+        return cls.from_record(_read_record(Path(path)), model, volume, str(path))
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], model: Model, volume: Volume, name: str = "the record") -> Session:
+        """The session that `record` describes; `name` is what messages call it."""
         try:
-            _require_same_grid(record["volume"], volume, path)
+            _require_same_grid(record["volume"], volume, name)
             logs = {str(item["name"]): PromptLog.replay(item["log"], volume.grid) for item in record["objects"]}
             current = str(record["current"])
             session = cls(model, volume, object_name=next(iter(logs)))
         except (LookupError, TypeError, ValueError, AttributeError, StopIteration, zlib.error):
-            raise BadFile(f"{path} is damaged: what is in it does not make a session; open an older copy") from None
-        for name, log in logs.items():
-            session.select(name)
+            raise BadFile(f"{name} is damaged: what is in it does not make a session; open an older copy") from None
+        for called, log in logs.items():
+            session.select(called)
             session._now.log = log
             session._update()
         session.select(current)
         return session
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _require_object(self, name: str) -> None:
+        if name not in self._objects:
+            raise BadInput(f"no object is called {name!r}; there are: {', '.join(self._objects)}")
 
     def _require(self, prompt: Prompt) -> None:
         require_inside(prompt, self.volume.grid, self.volume.name)
@@ -246,6 +284,29 @@ class Session:
     @property
     def _standing(self) -> PromptSet:
         return PromptSet(prompt for _, prompt in self._now.log.active)
+
+    def _beside(self, prompts: PromptSet) -> tuple[Point, ...]:
+        """What was clicked in other objects, nearest to the new prompts first."""
+        places = [place for prompt in prompts for place in positions(prompt)]
+        if not (self.neighbours and self.builds_on_answers and "negative click" in self.model.takes and places):
+            return ()
+        grid, middle = self.volume.grid, np.mean(places, axis=0)
+        own = PromptSet([*self._standing, *prompts]).points(positive=True)
+        taken = {tuple(voxel) for voxel in np.round(grid.to_voxels(own)).astype(int)}
+        found = [
+            (float(np.linalg.norm(np.subtract(click.position, middle))), click.position)
+            for name, item in self._objects.items()
+            if name != self.current
+            for _, click in item.log.active
+            if isinstance(click, Click) and click.positive
+            if tuple(np.round(grid.to_voxels(click.position)).astype(int)) not in taken
+        ]
+        return tuple(place for _, place in sorted(found)[:MOST_NEIGHBOURS])
+
+    def _asked(self, active: Active) -> PromptSet:
+        """What the model is shown: before the prompts, negative clicks in other objects as they stood at the last."""
+        beside = self._now.log.beside(active[-1][0]) if active else ()
+        return PromptSet([*(Click(place, positive=False) for place in beside), *(prompt for _, prompt in active)])
 
     @property
     def _answer(self) -> Answer | None:
@@ -263,7 +324,7 @@ class Session:
         for end in (end for end in turns if end > done):
             if any(isinstance(prompt, MaskHint) for _, prompt in active[done:end]):
                 answer = None  # a starting mask starts anew
-            answer = self.predictor(PromptSet(prompt for _, prompt in active[:end]), answer)
+            answer = self.predictor(self._asked(active[:end]), answer)
             item.answers[_key(active[:end])] = answer
             done = end
         return item.show(paint(answer, self._standing, self.volume.grid))
@@ -317,10 +378,10 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _require_same_grid(saved: dict[str, Any], volume: Volume, path: str | os.PathLike[str]) -> None:
+def _require_same_grid(saved: Mapping[str, Any], volume: Volume, name: str) -> None:
     grid = volume.grid
     if saved["shape"] != list(grid.shape) or not np.allclose(saved["affine"], grid.affine, atol=1e-4):
         raise BadInput(
-            f"{path} belongs to {saved['name']} with {saved['shape']} voxels, not to {volume.name} with "
+            f"{name} belongs to {saved['name']} with {saved['shape']} voxels, not to {volume.name} with "
             f"{list(grid.shape)}: open that volume, or one on the same grid"
         )

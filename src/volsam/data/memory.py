@@ -23,7 +23,7 @@ def require_room(grid: Grid, name: str) -> None:
     if free is not None and needed > free:
         size = " × ".join(map(str, grid.shape))
         raise BadInput(
-            f"{name} has {size} voxels, which take at least {_gigabytes(needed)} of memory; {_gigabytes(free)} are "
+            f"{name} has {size} voxels, which take at least {gigabytes(needed)} of memory; {gigabytes(free)} are "
             "free: crop or resample it first"
         )
 
@@ -59,5 +59,6 @@ def _free_of_group() -> int | None:
         return None
 
 
-def _gigabytes(count: float) -> str:
+def gigabytes(count: float) -> str:
+    """For a message."""
     return f"{count / 1e9:,.1f} GB"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from volsam.cli import memory
+from volsam.data import memory
 from volsam.errors import BadInput
 from volsam.geometry import Grid
 

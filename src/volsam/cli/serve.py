@@ -1,0 +1,141 @@
+"""`volsam serve`: sessions over HTTP, for the viewer, 3D Slicer and other tools."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from volsam.cli.console import say
+from volsam.cli.options import Device
+from volsam.errors import BadInput, MissingExtra
+
+Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; another needs --api-key-file.")]
+Port = Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes any that is free.")]
+Models = Annotated[
+    str | None,
+    typer.Option("--models", metavar="A,B", help="Names or files that clients may choose; the first is the default."),
+]
+Studies = Annotated[
+    Path | None,
+    typer.Option("--studies", metavar="DIR", help="Volumes that may be opened by name; labels are saved below it."),
+]
+Sessions = Annotated[
+    Path | None,
+    typer.Option("--sessions", metavar="DIR", help="Where sessions are kept; by default under VOLSAM_HOME."),
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option("--api-key-file", metavar="FILE", help="Holds the key that clients must send, on one line."),
+]
+Dialects = Annotated[
+    str | None,
+    typer.Option("--dialects", metavar="A,B", help="Other tools' protocols to speak: all, none, or some by name."),
+]
+Most = Annotated[int, typer.Option("--max-sessions", metavar="N", min=1, help="Clients at a time.")]
+Idle = Annotated[
+    float,
+    typer.Option("--idle-timeout", metavar="SECONDS", min=1, help="Without an action a client's place ends."),
+]
+Liveness = Annotated[
+    float,
+    typer.Option("--liveness-timeout", metavar="SECONDS", min=1, help="The same without a heartbeat."),
+]
+Keep = Annotated[
+    float, typer.Option("--keep-days", metavar="DAYS", min=0, help="How long uploads are kept untouched; 0 for ever.")
+]
+Origins = Annotated[
+    list[str] | None,
+    typer.Option("--allow-origin", metavar="URL", help="A web site whose scripts may use the server; '*' for any."),
+]
+Level = Annotated[str, typer.Option("--log-level", metavar="debug|info|warning|error", help="What is said meanwhile.")]
+
+
+def serve(
+    host: Host = "127.0.0.1",
+    port: Port = 1527,
+    models: Models = None,
+    studies: Studies = None,
+    sessions: Sessions = None,
+    api_key_file: KeyFile = None,
+    dialects: Dialects = None,
+    max_sessions: Most = 8,
+    idle_timeout: Idle = 600.0,
+    liveness_timeout: Liveness = 60.0,
+    keep_days: Keep = 30.0,
+    allow_origin: Origins = None,
+    device: Device = "auto",
+    log_level: Level = "warning",
+) -> None:
+    """Serve sessions over HTTP until it is stopped; nothing that was acknowledged is lost, however it ends.
+
+    Example: volsam serve --studies scans
+    """
+    if log_level not in ("debug", "info", "warning", "error"):
+        raise BadInput(f"--log-level is debug, info, warning or error, got {log_level!r}")
+    try:
+        import uvicorn
+
+        from volsam.server.app import create_app
+        from volsam.server.settings import Settings, read_key
+    except ModuleNotFoundError as missing:
+        if str(missing.name).startswith("volsam"):
+            raise
+        raise MissingExtra("volsam serve", "serve") from None
+    chosen: dict[str, Any] = {"models": tuple(models.split(","))} if models else {}
+    if sessions is not None:
+        chosen["sessions"] = sessions
+    settings = Settings(
+        host=host,
+        port=port,
+        studies=studies,
+        key=None if api_key_file is None else read_key(api_key_file),
+        dialects=_named(dialects),
+        max_leases=max_sessions,
+        idle_timeout=idle_timeout,
+        liveness_timeout=liveness_timeout,
+        keep_days=keep_days,
+        origins=tuple(allow_origin or ()),
+        device=device,
+        **chosen,
+    )
+    listening = _listening(host, port)
+    app = create_app(settings)
+    logging.getLogger("volsam").setLevel(log_level.upper())
+    config = uvicorn.Config(
+        app,
+        log_level=log_level,
+        access_log=log_level == "debug",
+        timeout_graceful_shutdown=30,
+        server_header=False,
+        lifespan="on",
+    )
+
+    class Server(uvicorn.Server):
+        """Says where it is as soon as it takes requests."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            place = f"[{host}]" if ":" in host else host
+            say(f"volsam serves at http://{place}:{listening.getsockname()[1]} (stop with Ctrl-C)")
+
+    Server(config).run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket at the place, taken before anything slow is done."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=128)
+    except (OSError, OverflowError) as reason:
+        why = getattr(reason, "strerror", None) or str(reason)
+        raise BadInput(f"cannot listen on {host} port {port}: {why}; choose another with --host and --port") from None
+
+
+def _named(dialects: str | None) -> tuple[str, ...] | None:
+    if dialects in (None, "all"):
+        return None
+    return () if dialects == "none" else tuple(str(dialects).split(","))

@@ -1,0 +1,499 @@
+"""One open session: the prompts and masks of `Session`, the names and colours around it, and its place on disk."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volsam.errors import BadInput
+from volsam.inference.session import Changed, Model, Session
+from volsam.inference.uncertainty import Uncertainty
+from volsam.prompts import Prompt, PromptSet
+from volsam.server import wire
+from volsam.server.device import Clock, Device
+from volsam.server.ownership import Ownership, Policy, window_of
+from volsam.server.problems import Problem
+from volsam.server.store import Store, now
+from volsam.server.volumes import Origin
+from volsam.volume import Volume
+
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45", "#469990", "#9a6324")
+MOST_OBJECTS = 1000
+# Voxels looked at for a viewer's window, and the percentiles that it spans.
+SAMPLED = 200_000
+SHOWN = (1, 99)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What is kept of an object beside its prompts.
+
+    number: its value in label maps; changed: counts changes of its mask; voxels: of its mask.
+    """
+
+    number: int
+    name: str
+    colour: str
+    locked: bool = False
+    visible: bool = True
+    changed: int = 0
+    voxels: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """The new voxels of an object in the box in which they changed; the mask is the caller's own."""
+
+    number: int
+    box: Changed
+    mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What an action did to an object, and to others by the policy; `done` is False if there was nothing to do."""
+
+    number: int
+    changes: tuple[Change, ...] = ()
+    added: tuple[int, ...] = ()
+    done: bool = True
+
+
+@dataclass(eq=False)
+class Conversation:
+    """A session that a lease has open. Every public method takes the lock; the device is asked under it.
+
+    After every method that changes something, the record on disk is written before the method returns.
+    """
+
+    identity: str
+    session: Session
+    origin: Origin
+    store: Store
+    device: Device
+    annotator: str | None = None
+    created: str = field(default_factory=now)
+    policy: Policy = "overlap"
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    closed: bool = False
+    _things: dict[int, Thing] = field(default_factory=dict)
+    _next: int = 1
+    _owners: Ownership | None = None
+    _doubt: tuple[tuple[int, int, str], Uncertainty] | None = None
+    _lost: dict[int, tuple[int, dict[str, Any] | None]] = field(default_factory=dict)
+
+    # --- making and saving ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def start(
+        cls,
+        identity: str,
+        model: Model,
+        volume: Volume,
+        origin: Origin,
+        store: Store,
+        device: Device,
+        *,
+        name: str = "object",
+        annotator: str | None = None,
+    ) -> Conversation:
+        """A new conversation about a volume, saved."""
+        session = Session(model, volume, object_name=name)
+        talk = cls(identity, session, origin, store, device, annotator)
+        talk._new_thing(name)
+        talk._save()
+        return talk
+
+    @classmethod
+    def resume(
+        cls, identity: str, record: Mapping[str, Any], model: Model, volume: Volume, store: Store, device: Device
+    ) -> Conversation:
+        """Go on with a saved one: its prompts are answered again."""
+        kept = record["server"]
+        session = Session.from_record(record, model, volume, f"the saved session {identity}")
+        talk = cls(identity, session, origin_of(record), store, device, kept.get("annotator"), kept["created"])
+        talk._things = {int(item["number"]): Thing(**_known(item)) for item in kept["objects"]}
+        talk._next = int(kept["next"])
+        session.neighbours = bool(kept["neighbours"])
+        if kept["policy"] != "overlap":
+            talk.policy = kept["policy"]
+            hidden = {int(number): part for number, part in kept.get("hidden", {}).items()}
+            talk._owners = talk._settled_as(hidden)
+        for number, thing in talk._things.items():
+            talk._things[number] = replace(thing, voxels=int(np.count_nonzero(talk._bits(number))))
+        return talk
+
+    def record(self) -> dict[str, Any]:
+        """The session as `Session.load` reads it, and under "server" what belongs to it here."""
+        kept = {
+            "id": self.identity,
+            "name": self.session.volume.name,
+            "origin": self.origin.record(),
+            "annotator": self.annotator,
+            "created": self.created,
+            "modified": now(),
+            "policy": self.policy,
+            "neighbours": self.session.neighbours,
+            "next": self._next,
+            "objects": [vars(thing) for thing in self._things.values()],
+            "hidden": self._hidden(),
+        }
+        return {**self.session.record(), "server": kept}
+
+    def _save(self) -> None:
+        self.store.write(self.identity, self.record())
+
+    # --- looking -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def held(self, clock: Clock | None = None) -> Iterator[Session]:
+        """The session, nobody else's meanwhile; steps of the device go onto `clock`."""
+        clock = clock or Clock()
+        with clock("wait"):
+            self.lock.acquire()
+        try:
+            if self.closed:
+                raise Problem(409, "the session has been closed: open or resume one")
+            with self.device.timed(clock):
+                yield self.session
+        finally:
+            self.lock.release()
+
+    @property
+    def current(self) -> int:
+        """The object that is worked on."""
+        return next(thing.number for thing in self._things.values() if thing.name == self.session.current)
+
+    @property
+    def things(self) -> list[Thing]:
+        """All objects, in the order in which they were made."""
+        return list(self._things.values())
+
+    def thing(self, number: int | None = None) -> Thing:
+        """An object by its number; the current one for None."""
+        number = self.current if number is None else number
+        if number not in self._things:
+            there = ", ".join(f"{thing.number} ({thing.name})" for thing in self._things.values())
+            raise Problem(404, f"no object has the number {number}; there are: {there}")
+        return self._things[number]
+
+    @contextmanager
+    def about(self, number: int | None, clock: Clock | None = None) -> Iterator[tuple[Session, Thing]]:
+        """The session with an object made the current one for a moment, for all that is asked of one object."""
+        with self.held(clock) as session:
+            thing = self.thing(number)
+            before = session.current
+            session.select(thing.name)
+            try:
+                yield session, thing
+            finally:
+                if before in session.objects:
+                    session.select(before)
+
+    def bounds(self, number: int) -> Changed | None:
+        """A box that holds an object's mask, None where it has none; to be asked while held."""
+        return self.session.bounds_of(self.thing(number).name)
+
+    def mask(self, number: int, box: Changed) -> NDArray[np.bool_]:
+        """The voxels of an object in a box, as the policy leaves them, as an array of its own; while held."""
+        window = window_of(box)
+        if self._owners is not None:
+            return self._owners.part(number, window)
+        return np.array(self.session.mask_of(self.thing(number).name).data[0][window], dtype=bool, order="F")
+
+    @cached_property
+    def intensity(self) -> dict[str, Any]:
+        """The lowest and highest value of the volume, and the window in which a viewer shows it best."""
+        data = self.session.volume.data[0]
+        some = data.ravel(order="K")[:: max(1, data.size // SAMPLED)]
+        window = np.percentile(some, SHOWN).tolist()
+        return {"low": float(data.min()), "high": float(data.max()), "window": window}
+
+    def doubt(self, session: Session, thing: Thing) -> Uncertainty:
+        """The uncertainty of an object's mask, made once; while the object is held."""
+        if session.quality is None:
+            raise Problem(409, f"{thing.name} has no mask yet: add a click, box or scribble first")
+        key = (thing.number, thing.changed, session.model.name)
+        if self._doubt is None or self._doubt[0] != key:
+            self._doubt = (key, session.uncertainty())
+        return self._doubt[1]
+
+    # --- acting --------------------------------------------------------------------------------------------------
+
+    def add(self, prompts: Sequence[Prompt], number: int | None = None, clock: Clock | None = None) -> Outcome:
+        """Give prompts to an object, together, and make it the current one."""
+        with self.held(clock) as session:
+            thing = self._free(number)
+            before = {known for known, _ in self._standing(thing)}
+            outcome = self._act(thing, lambda: session.add_all(PromptSet(prompts)), clock)
+            return replace(outcome, added=tuple(known for known, _ in session.prompts if known not in before))
+
+    def undo(self, number: int | None = None, clock: Clock | None = None) -> Outcome:
+        """Take an object's last step back."""
+        with self.held(clock) as session:
+            thing = self._free(number)
+            session.select(thing.name)
+            if not session.can_undo:
+                return Outcome(thing.number, done=False)
+            return self._act(thing, session.undo, clock)
+
+    def redo(self, number: int | None = None, clock: Clock | None = None) -> Outcome:
+        """Take it forward again."""
+        with self.held(clock) as session:
+            thing = self._free(number)
+            session.select(thing.name)
+            if not session.can_redo:
+                return Outcome(thing.number, done=False)
+            return self._act(thing, session.redo, clock)
+
+    def reset(self, number: int | None = None, clock: Clock | None = None) -> Outcome:
+        """Take all prompts of an object away; can be undone."""
+        with self.held(clock) as session:
+            return self._act(self._free(number), session.reset, clock)
+
+    def remove(self, prompt: int, number: int | None = None, clock: Clock | None = None) -> Outcome:
+        """Take one prompt of an object away."""
+        with self.held(clock) as session:
+            thing = self._free(number)
+            if all(known != prompt for known, _ in self._standing(thing)):
+                raise Problem(404, f"no standing prompt of {thing.name} has the number {prompt}")
+            return self._act(thing, lambda: session.remove(prompt), clock)
+
+    def exchange(self, model: Model, clock: Clock | None = None) -> Outcome:
+        """Answer everything with another model; nothing changes if it does not take what was asked."""
+        with self.held(clock) as old:
+            record = old.record()
+            for item in old.objects:
+                self._require_taken(item, model)
+            old_boxes = {thing.number: self.bounds(thing.number) for thing in self.things}
+            self.session = Session.from_record(record, model, old.volume)
+            self.session.neighbours = old.neighbours
+            if self._owners is not None:
+                self._owners = self._settled()
+            changes = [self._changed(thing.number, old_boxes[thing.number]) for thing in self.things]
+            self._saved(clock)
+            return Outcome(self.current, tuple(change for change in changes if change is not None))
+
+    # --- objects -------------------------------------------------------------------------------------------------
+
+    def new(self, name: str | None = None, colour: str | None = None, *, select: bool = True) -> Thing:
+        """A new, empty object."""
+        with self.held() as session:
+            if len(self._things) >= MOST_OBJECTS:
+                raise Problem(409, f"a session holds at most {MOST_OBJECTS} objects: delete some")
+            before = session.current
+            name = self._unused(name)
+            session.select(name)
+            thing = self._new_thing(name, colour)
+            if not select:
+                session.select(before)
+            self._save()
+            return thing
+
+    def alter(self, number: int, *, select: bool = False, **values: Any) -> Thing:
+        """Rename, recolour, lock, hide or select an object."""
+        with self.held() as session:
+            thing = self.thing(number)
+            if values.get("name", thing.name) != thing.name:
+                session.rename(thing.name, values["name"])
+            self._things[number] = replace(thing, **values)
+            if select:
+                session.select(self._things[number].name)
+            self._save()
+            return self._things[number]
+
+    def delete(self, number: int, clock: Clock | None = None) -> Outcome:
+        """Forget an object; what it had may be another's now. Something is always there to work on."""
+        with self.held(clock) as session:
+            thing = self._free(number)
+            session.select(thing.name)
+            outcome = self._act(thing, session.reset, clock, save=False)
+            session.delete(thing.name)
+            del self._things[number]
+            if not self._things:
+                session.rename(session.current, "object")
+                self._new_thing("object")
+            self._saved(clock)
+            return replace(outcome, changes=tuple(change for change in outcome.changes if change.number != number))
+
+    def settle(
+        self, *, policy: Policy | None = None, neighbours: bool | None = None, annotator: str | None = None
+    ) -> Outcome:
+        """Change what holds for all objects; another policy may change masks at once."""
+        with self.held() as session:
+            changes: list[Change] = []
+            if neighbours is not None:
+                session.neighbours = neighbours
+            if annotator is not None:
+                self.annotator = annotator
+            if policy is not None and policy != self.policy:
+                was_apart = self._owners is not None
+                before = {thing.number: self._bits(thing.number) for thing in self.things}
+                self.policy = policy
+                self._lost.clear()
+                if policy == "overlap":
+                    self._owners = None
+                elif not was_apart:
+                    self._owners = self._settled()
+                for number, bits in before.items():
+                    box = self.bounds(number)
+                    if box is not None and not np.array_equal(bits, self.mask(number, box)):
+                        changes.append(self._note(number, box))
+            self._save()
+            return Outcome(self.current, tuple(changes))
+
+    def close(self) -> None:
+        """Wait for what is going on, and let nothing more happen; all is on disk already."""
+        with self.lock:
+            self.closed = True
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _act(
+        self, thing: Thing, action: Callable[[], Changed | None], clock: Clock | None, *, save: bool = True
+    ) -> Outcome:
+        clock = clock or Clock()
+        self.session.select(thing.name)
+        known = sum(clock.seconds.values())
+        with clock("paint"):
+            box = action()
+        # The steps of the device within are counted already.
+        clock.add("paint", -(sum(clock.seconds.values()) - known - clock.seconds["paint"]))
+        changes: list[Change] = []
+        with clock("pack"):
+            if box is not None:
+                changes = self._settle_box(thing.number, box)
+        if save:
+            self._saved(clock)
+        return Outcome(thing.number, tuple(changes))
+
+    def _settle_box(self, number: int, box: Changed) -> list[Change]:
+        touched: set[int] = set()
+        if self._owners is not None:
+            window = window_of(box)
+            claims = {
+                thing.number: np.asarray(self.session.mask_of(thing.name).data[0][window]) > 0
+                for thing in self._things.values()
+            }
+            locked = {thing.number for thing in self._things.values() if thing.locked}
+            touched = self._owners.settle(number, window, claims, locked, self.policy)
+        return [self._note(other, box) for other in (number, *sorted(touched))]
+
+    def _note(self, number: int, box: Changed) -> Change:
+        change = Change(number, box, self.mask(number, box))
+        # Without owners the box holds the whole object.
+        whole = change.mask if self._owners is None else self._bits(number)
+        thing = self._things[number]
+        self._things[number] = replace(thing, changed=thing.changed + 1, voxels=int(np.count_nonzero(whole)))
+        return change
+
+    def _changed(self, number: int, old: Changed | None) -> Change | None:
+        boxes = [box for box in (old, self.bounds(number)) if box is not None]
+        if not boxes:
+            return None
+        low = np.min([low for low, _ in boxes], axis=0).tolist()
+        high = np.max([high for _, high in boxes], axis=0).tolist()
+        return self._note(number, ((low[0], low[1], low[2]), (high[0], high[1], high[2])))
+
+    def _bits(self, number: int) -> NDArray[np.bool_]:
+        box = self.bounds(number)
+        return np.zeros((0, 0, 0), bool) if box is None else self.mask(number, box)
+
+    def _saved(self, clock: Clock | None) -> None:
+        with (clock or Clock())("save"):
+            self._save()
+
+    def _free(self, number: int | None) -> Thing:
+        thing = self.thing(number)
+        if thing.locked:
+            raise Problem(409, f"{thing.name} is locked: unlock it first, or choose another object")
+        return thing
+
+    def _standing(self, thing: Thing) -> Any:
+        self.session.select(thing.name)
+        return self.session.prompts
+
+    def _require_taken(self, name: str, model: Model) -> None:
+        from volsam.inference.model import require_taken
+
+        before = self.session.current
+        self.session.select(name)
+        try:
+            for _, prompt in self.session.prompts:
+                require_taken(prompt, self.session.volume.grid, model.name, model.takes)
+        finally:
+            self.session.select(before)
+
+    def _new_thing(self, name: str, colour: str | None = None) -> Thing:
+        thing = Thing(self._next, name, colour or COLOURS[(self._next - 1) % len(COLOURS)])
+        self._things[thing.number] = thing
+        self._next += 1
+        return thing
+
+    def _unused(self, name: str | None) -> str:
+        taken = {thing.name for thing in self._things.values()}
+        if name is not None:
+            if not name.strip():
+                raise BadInput("an object needs a name, got an empty one")
+            if name in taken:
+                raise BadInput(f"an object is called {name!r} already: give another name")
+            return name
+        count = self._next
+        while f"object {count}" in taken:
+            count += 1
+        return f"object {count}"
+
+    # --- where objects meet --------------------------------------------------------------------------------------
+
+    def _settled(self) -> Ownership:
+        """Owners for masks as they are: who was made first has the voxel; with "overwrite" who was made last."""
+        return self._settled_as({})
+
+    def _settled_as(self, hidden: Mapping[int, Mapping[str, Any]]) -> Ownership:
+        shape = self.session.volume.grid.shape
+        owners = Ownership(shape)
+        order = self.things if self.policy == "overwrite" or hidden else self.things[::-1]
+        for thing in order:
+            box = self.bounds(thing.number)
+            if box is None:
+                continue
+            claim = np.asarray(self.session.mask_of(thing.name).data[0][window_of(box)]) > 0
+            if thing.number in hidden:
+                lost_box, lost = wire.unpacked(hidden[thing.number], shape)
+                if lost_box == box:
+                    claim = claim & ~lost
+            owners.give(thing.number, window_of(box), claim)
+        return owners
+
+    def _hidden(self) -> dict[str, dict[str, Any]]:
+        """What objects claim and others own, which does not follow from the prompts."""
+        if self._owners is None:
+            return {}
+        for number, thing in self._things.items():
+            if self._lost.get(number, (-1,))[0] != thing.changed:
+                self._lost[number] = (thing.changed, self._lost_by(thing))
+        return {str(number): part for number, (_, part) in self._lost.items() if number in self._things and part}
+
+    def _lost_by(self, thing: Thing) -> dict[str, Any] | None:
+        box = self.bounds(thing.number)
+        if box is None or self._owners is None:
+            return None
+        claim = np.asarray(self.session.mask_of(thing.name).data[0][window_of(box)]) > 0
+        lost = claim & ~self._owners.part(thing.number, window_of(box))
+        return wire.packed(box, lost) if lost.any() else None
+
+
+def origin_of(record: Mapping[str, Any]) -> Origin:
+    """Where the volume of a saved session came from."""
+    return Origin(**record["server"]["origin"])
+
+
+def _known(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in item.items() if name in Thing.__dataclass_fields__}

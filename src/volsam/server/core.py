@@ -1,0 +1,267 @@
+"""What the API and every dialect speak to: leases, the conversations they have open, models, and the disk.
+
+A dialect needs little more than
+
+    lease = core.claim()
+    talk = core.open_volume(lease, volume)                  # or open_study, open_file
+    with core.using(token) as lease, core.talk(lease) as talk:
+        outcome = talk.add([Click(...)])                    # outcome.changes: boxes and masks
+    core.release(token)
+
+All of it blocks, so it belongs in plain `def` endpoints, which FastAPI runs beside its event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from volsam.errors import BadFile, BadInput
+from volsam.inference.session import Model
+from volsam.server.conversation import Conversation, origin_of
+from volsam.server.device import Device
+from volsam.server.leases import RETRY_AFTER, Lease, Leases
+from volsam.server.metrics import Metrics
+from volsam.server.problems import Problem
+from volsam.server.settings import Settings
+from volsam.server.shelf import Shelf
+from volsam.server.store import Store
+from volsam.server.volumes import Origin, clean_name, keep_array, load
+from volsam.volume import Volume
+
+log = logging.getLogger(__name__)
+
+
+class Core:
+    """The server without HTTP."""
+
+    def __init__(self, settings: Settings, model: Model | None = None) -> None:
+        self.settings = settings
+        self.device = Device()
+        self.models = Shelf(settings.models, self.device, settings.device, model)
+        self.store = Store(settings.sessions)
+        self.leases = Leases(
+            settings.max_leases, settings.idle_timeout, settings.liveness_timeout, settings.max_waiting
+        )
+        self.metrics = Metrics(self)
+        self.began = monotonic()
+        self.closing = False
+        self._resuming: set[str] = set()
+        self._lock = threading.Lock()
+
+    # --- leases --------------------------------------------------------------------------------------------------
+
+    def claim(self) -> Lease:
+        """A new lease; 503 if all are taken."""
+        if self.closing:
+            raise Problem(503, "the server is shutting down: try again later", Retry_After=RETRY_AFTER)
+        self.reap()
+        return self.leases.claim()
+
+    def using(self, token: str | None) -> AbstractContextManager[Lease]:
+        """The lease of a request that acts, which cannot end meanwhile; 410 if there is none."""
+        if self.closing:
+            raise Problem(503, "the server is shutting down: try again later", Retry_After=RETRY_AFTER)
+        return self.leases.using(token)
+
+    def release(self, token: str | None) -> bool:
+        """End a lease; False if there was none. Its session stays saved."""
+        lease = self.leases.remove(token)
+        if lease is None:
+            return False
+        self.close(lease)
+        return True
+
+    def reap(self) -> None:
+        """End the leases whose time is over."""
+        over = self.leases.ended()
+        for lease in over:
+            self.close(lease)
+        if over:
+            self.metrics.expired(len(over))
+            log.info("%d leases have ended by a timeout", len(over))
+
+    def shut_down(self) -> None:
+        """Take no more, finish what is going on; all that was acknowledged is on disk."""
+        self.closing = True
+        for lease in self.leases:
+            self.close(lease)
+        self.device.close()
+
+    # --- conversations -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def talk(self, lease: Lease) -> Iterator[Conversation]:
+        """The conversation that a lease has open; 409 if there is none."""
+        if lease.conversation is None:
+            raise Problem(409, "no volume is open: open one first")
+        yield lease.conversation
+
+    def open_study(
+        self,
+        lease: Lease,
+        study: str,
+        *,
+        frame: int | None = None,
+        channel: int = 0,
+        model: str | None = None,
+        name: str = "object",
+        annotator: str | None = None,
+    ) -> Conversation:
+        """Start a conversation about a volume in the folder of studies."""
+        origin = Origin("study", study, frame, channel)
+        volume = load(origin, self.settings.studies, Path())
+        return self._start(lease, self.store.new(), volume, origin, model, name, annotator)
+
+    def open_file(
+        self,
+        lease: Lease,
+        upload: Path,
+        file_name: str,
+        *,
+        frame: int | None = None,
+        channel: int = 0,
+        model: str | None = None,
+        name: str = "object",
+        annotator: str | None = None,
+    ) -> Conversation:
+        """Start a conversation about an uploaded file, which is moved to its session."""
+        identity = self.store.new()
+        place = self.store.place(identity)
+        try:
+            origin = Origin("file", clean_name(file_name), frame, channel)
+            (place / "upload").mkdir()
+            shutil.move(upload, place / "upload" / origin.path)
+            volume = load(origin, None, place)
+            return self._start(lease, identity, volume, origin, model, name, annotator)
+        except BaseException:
+            self.store.forget(identity)
+            raise
+
+    def open_volume(
+        self,
+        lease: Lease,
+        volume: Volume,
+        *,
+        model: str | None = None,
+        name: str = "object",
+        annotator: str | None = None,
+    ) -> Conversation:
+        """Start a conversation about a volume of one channel that came as an array; it is kept on disk."""
+        identity = self.store.new()
+        try:
+            keep_array(volume, self.store.place(identity))
+            origin = Origin("array", volume.name, affine=volume.grid.affine.tolist())
+            return self._start(lease, identity, volume, origin, model, name, annotator)
+        except BaseException:
+            self.store.forget(identity)
+            raise
+
+    def resume(self, lease: Lease, identity: str, *, take: bool = False) -> Conversation:
+        """Go on with a saved session; with `take`, even if another lease has it open."""
+        with self._alone_with(identity):
+            for other in self.leases:
+                held = other.conversation
+                if other is lease or held is None or held.identity != identity:
+                    continue
+                if not take:
+                    raise Problem(409, "the session is open under another lease: resume it with take, or wait")
+                self.close(other)
+            self.close(lease)
+            talk = self._replayed(identity, self.store.read(identity))
+            with lease.lock:
+                lease.conversation = talk
+        return talk
+
+    @contextmanager
+    def _alone_with(self, identity: str) -> Iterator[None]:
+        """Nobody else resumes the same session meanwhile."""
+        with self._lock:
+            if identity in self._resuming:
+                raise Problem(409, "the session is being resumed by another lease")
+            self._resuming.add(identity)
+        try:
+            yield
+        finally:
+            self._resuming.discard(identity)
+
+    def _replayed(self, identity: str, record: dict[str, Any]) -> Conversation:
+        try:
+            name = str(record["model"])
+            origin = origin_of(record)
+            model = self.models[name if name in self.models.names else None]
+            volume = load(origin, self.settings.studies, self.store.place(identity))
+            return Conversation.resume(identity, record, model, volume, self.store, self.device)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise BadFile(f"the saved session {identity} is damaged: what is in it does not make a session") from None
+
+    def close(self, lease: Lease, *, forget: bool = False) -> str | None:
+        """Close what a lease has open; returns its id. It stays saved unless it is to be forgotten."""
+        with lease.lock:
+            talk, lease.conversation = lease.conversation, None
+        if talk is None:
+            return None
+        talk.close()
+        if forget:
+            self.store.forget(talk.identity)
+        return talk.identity
+
+    def _start(
+        self,
+        lease: Lease,
+        identity: str,
+        volume: Volume,
+        origin: Origin,
+        model: str | None,
+        name: str,
+        annotator: str | None,
+    ) -> Conversation:
+        try:
+            if not name.strip():
+                raise BadInput("an object needs a name, got an empty one")
+            talk = Conversation.start(
+                identity,
+                self.models[model],
+                volume,
+                origin,
+                self.store,
+                self.device,
+                name=name,
+                annotator=annotator,
+            )
+        except BaseException:
+            self.store.forget(identity)
+            raise
+        self.close(lease)
+        with lease.lock:
+            lease.conversation = talk
+        return talk
+
+    def saved(self, study: str | None = None) -> Iterator[dict[str, Any]]:
+        """Saved sessions, newest first; of one study if it is named."""
+        opened = {lease.conversation.identity for lease in self.leases if lease.conversation is not None}
+        for identity, record in self.store:
+            kept = record["server"]
+            origin = kept.get("origin", {})
+            path = origin.get("path") if origin.get("kind") == "study" else None
+            if study is not None and path != study:
+                continue
+            yield {
+                "id": identity,
+                "study": path,
+                "name": str(kept.get("name", "")),
+                "annotator": kept.get("annotator"),
+                "model": str(record.get("model")),
+                "modified": str(kept.get("modified", "")),
+                "objects": [str(item.get("name")) for item in record.get("objects", [])],
+                "prompts": sum(
+                    entry.get("op") == "add" for item in record.get("objects", []) for entry in item.get("log", [])
+                ),
+                "open": identity in opened,
+            }

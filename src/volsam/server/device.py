@@ -1,0 +1,139 @@
+"""One device, many sessions: networks run one step at a time, in a thread of their own, in the order they were asked.
+
+A thread of its own, because the threads that OpenMP keeps belong to the one that calls it: asked from forty threads, a
+CPU would hold forty teams. A session's own lock is always taken before the device is asked, never the other way round.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any, TypeVar
+
+from volsam.geometry import Grid
+from volsam.inference.model import Decoded, InteractiveModel, Logits
+from volsam.inference.session import Model
+from volsam.inference.slices import SliceModel
+from volsam.prompts import GridPrompts
+from volsam.volume import Volume
+
+Result = TypeVar("Result")
+
+
+class Clock:
+    """Seconds of the named steps of one action."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._begin = perf_counter()
+
+    def add(self, step: str, seconds: float) -> None:
+        """A step that comes twice adds up."""
+        self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        """Time a step."""
+        begin = perf_counter()
+        try:
+            yield
+        finally:
+            self.add(step, perf_counter() - begin)
+
+    def total(self) -> dict[str, float]:
+        """All steps, and the time since the clock was made."""
+        return {**self.seconds, "total": perf_counter() - self._begin}
+
+
+class Device:
+    """Runs one function at a time; callers wait in a row."""
+
+    def __init__(self) -> None:
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="volsam-device")
+        self._local = threading.local()
+        self._waiting = 0
+        self._counting = threading.Lock()
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait or are served."""
+        return self._waiting
+
+    @contextmanager
+    def timed(self, clock: Clock) -> Iterator[None]:
+        """Steps that this thread asks for meanwhile go onto `clock`."""
+        self._local.clock = clock
+        try:
+            yield
+        finally:
+            self._local.clock = None
+
+    def run(self, step: str, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Wait for the device, then call; the caller's clock gets the waiting and the step."""
+        asked = perf_counter()
+
+        def work() -> tuple[Result, float, float]:
+            begin = perf_counter()
+            result = function(*arguments)
+            return result, begin, perf_counter()
+
+        self._count(1)
+        try:
+            result, begin, end = self._worker.submit(work).result()
+        finally:
+            self._count(-1)
+        clock: Clock | None = getattr(self._local, "clock", None)
+        if clock is not None:
+            clock.add("wait", begin - asked)
+            clock.add(step, end - begin)
+        return result
+
+    def close(self) -> None:
+        """Finish what has been asked for."""
+        self._worker.shutdown(wait=True)
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._waiting += change
+
+
+def on_device(model: Model, device: Device) -> Model:
+    """The same model, whose every step waits for the device."""
+    return _Slices(model, device) if isinstance(model, SliceModel) else _Volumes(model, device)
+
+
+class _Volumes:
+    def __init__(self, model: InteractiveModel, device: Device) -> None:
+        self._model = model
+        self._device = device
+        self.name = model.name
+        self.edge = model.edge
+        self.step = model.step
+        self.spacing = model.spacing
+        self.axes = model.axes
+        self.takes = model.takes
+
+    def encode(self, volume: Volume, roi: Grid) -> Any:
+        return self._device.run("encode", self._model.encode, volume, roi)
+
+    def decode(self, encoded: Any, prompts: GridPrompts, previous: Logits | None) -> Decoded:
+        return self._device.run("decode", self._model.decode, encoded, prompts, previous)
+
+    def decode_many(self, encoded: Any, prompts: Sequence[GridPrompts], previous: Logits | None) -> Logits:
+        return self._device.run("decode", self._model.decode_many, encoded, prompts, previous)
+
+
+class _Slices(SliceModel):
+    def __init__(self, model: SliceModel, device: Device) -> None:
+        self.__dict__.update(vars(model))
+        self._model = model
+        self._queue = device
+
+    def encode_slice(self, *arguments: Any) -> Any:
+        return self._queue.run("encode", self._model.encode_slice, *arguments)
+
+    def decode_slice(self, *arguments: Any, **named: Any) -> Any:
+        return self._queue.run("decode", lambda: self._model.decode_slice(*arguments, **named))

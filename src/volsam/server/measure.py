@@ -1,0 +1,131 @@
+"""What is measured of an object: volume, diameters, intensities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volsam.geometry import Grid
+
+# Corners of a hull compared at once; bounds the memory.
+BLOCK = 2048
+
+Points = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Diameter:
+    """A straight line between the centres of two voxels, mm RAS+."""
+
+    start: Points
+    end: Points
+
+    @property
+    def length(self) -> float:
+        """In mm."""
+        return float(np.linalg.norm(self.end - self.start))
+
+    def record(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"mm": self.length, "from": self.start.tolist(), "to": self.end.tolist()}
+
+
+def measured(mask: NDArray[np.bool_], values: NDArray[Any], grid: Grid, low: tuple[int, int, int]) -> dict[str, Any]:
+    """All measures of a mask (i j k) and of the values under it, on `grid`, the part of a volume from `low`."""
+    voxels = int(np.count_nonzero(mask))
+    if voxels == 0:
+        nothing = dict.fromkeys(("centre", "longest_diameter", "longest_in_plane", "intensity", "box"))
+        return {"voxels": 0, "volume_ml": 0.0, **nothing}
+    places = np.argwhere(mask)
+    inside = values[mask].astype(np.float64)
+    return {
+        "voxels": voxels,
+        "volume_ml": voxels * grid.voxel_volume / 1000,
+        "centre": grid.to_world(places.mean(axis=0)).tolist(),
+        "longest_diameter": longest(grid.to_world(_surface(mask))).record(),
+        "longest_in_plane": in_plane(mask, grid, low),
+        "intensity": {
+            "mean": float(inside.mean()),
+            "std": float(inside.std()),
+            "low": float(inside.min()),
+            "high": float(inside.max()),
+        },
+        "box": {
+            "low": (places.min(axis=0) + low).tolist(),
+            "high": (places.max(axis=0) + 1 + low).tolist(),
+        },
+    }
+
+
+def longest(points: Points) -> Diameter:
+    """The two of some points (n, 3) that are farthest apart."""
+    corners = _hull(points)
+    best, pair = -1.0, (0, 0)
+    for start in range(0, len(corners), BLOCK):
+        apart = np.linalg.norm(corners[start : start + BLOCK, None] - corners[None], axis=-1)
+        one, other = np.unravel_index(int(apart.argmax()), apart.shape)
+        if apart[one, other] > best:
+            best, pair = float(apart[one, other]), (start + int(one), int(other))
+    return Diameter(corners[pair[0]], corners[pair[1]])
+
+
+def in_plane(mask: NDArray[np.bool_], grid: Grid, low: tuple[int, int, int]) -> dict[str, Any]:
+    """The longest diameter in any slice across the axis of largest spacing, and the longest one across it there."""
+    axis = int(np.argmax(grid.spacing))
+    best, where, points = Diameter(np.zeros(3), np.zeros(3)), -1, np.zeros((0, 3))
+    for index in np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis))):
+        places = np.insert(np.argwhere(mask.take(index, axis=axis)).astype(np.float64), axis, index, axis=1)
+        world = grid.to_world(places)
+        found = longest(world)
+        if where < 0 or found.length > best.length:
+            best, where, points = found, int(index), world
+    across = _across(points, best, float(grid.spacing.min()))
+    return {**best.record(), "axis": axis, "index": where + low[axis], "across": across.record()}
+
+
+def _across(points: Points, line: Diameter, width: float) -> Diameter:
+    """The longest extent of coplanar points at a right angle to a line, within strips of a voxel's width."""
+    if line.length == 0:
+        return Diameter(line.start, line.start)
+    along = (line.end - line.start) / line.length
+    offsets = points - line.start
+    strips = np.round(offsets @ along / width).astype(int)
+    sideways = offsets - np.outer(offsets @ along, along)
+    normal = sideways[int(np.argmax(np.linalg.norm(sideways, axis=1)))]
+    if np.linalg.norm(normal) < 1e-9:
+        return Diameter(line.start, line.start)
+    heights = sideways @ (normal / np.linalg.norm(normal))
+    order = np.lexsort((heights, strips))
+    first = np.flatnonzero(np.diff(strips[order], prepend=strips[order][0] - 1))
+    last = np.append(first[1:], len(order)) - 1
+    extents = heights[order[last]] - heights[order[first]]
+    strip = int(np.argmax(extents))
+    return Diameter(points[order[first[strip]]], points[order[last[strip]]])
+
+
+def _surface(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Voxels with a neighbour that is not of the object."""
+    from scipy import ndimage  # takes long to load
+
+    return np.argwhere(mask & ~ndimage.binary_erosion(mask))
+
+
+def _hull(points: Points) -> Points:
+    """The corners of the smallest convex body around points (n, 3), which may lie in a plane or on a line."""
+    from scipy.spatial import ConvexHull, QhullError
+
+    middle = points.mean(axis=0)
+    _, spans, directions = np.linalg.svd(points - middle, full_matrices=False)
+    rank = int((spans > 1e-6 * max(float(spans.max(initial=0.0)), 1e-12)).sum())
+    flat = (points - middle) @ directions[:rank].T
+    if len(points) <= rank + 1 or rank == 0:
+        return points
+    if rank == 1:
+        return points[[int(flat.argmin()), int(flat.argmax())]]
+    try:
+        return np.asarray(points[ConvexHull(flat).vertices])
+    except QhullError:
+        return points

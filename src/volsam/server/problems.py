@@ -1,0 +1,56 @@
+"""What goes wrong, as a client sees it: a status, a code for programs, and one line for people."""
+
+from __future__ import annotations
+
+import logging
+
+from volsam.errors import MissingExtra, NotSupported, VolsamError
+
+log = logging.getLogger(__name__)
+
+CODES = {
+    400: "bad_input",
+    401: "key",
+    403: "forbidden",
+    404: "not_found",
+    405: "method",
+    409: "conflict",
+    410: "lease",
+    413: "too_large",
+    422: "schema",
+    429: "busy",
+    500: "internal",
+    501: "extra",
+    503: "full",
+    507: "storage",
+}
+# What torch says when memory runs out; it is no MemoryError.
+OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
+
+
+class Problem(VolsamError):
+    """An error with the HTTP status that says it best."""
+
+    def __init__(self, status: int, detail: str, **headers: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def status_of(error: Exception) -> tuple[int, str]:
+    """The status of any error, and the line for the client; what nobody foresaw is logged and not told."""
+    if isinstance(error, Problem):
+        return error.status, str(error)
+    if isinstance(error, (MissingExtra, NotSupported)):
+        return (501 if isinstance(error, MissingExtra) else 400), str(error)
+    if isinstance(error, VolsamError):
+        return 400, " ".join(str(error).split())
+    if isinstance(error, MemoryError) or any(sign in f"{type(error).__name__} {error}" for sign in OUT_OF_MEMORY):
+        return 413, "memory ran out: close other sessions, or crop or resample the volume"
+    log.error("unexpected %s", type(error).__name__, exc_info=error)
+    return 500, f"unexpected {type(error).__name__}; the server's log has more"
+
+
+def body_of(status: int, detail: str) -> dict[str, str]:
+    """The JSON of an error."""
+    return {"detail": detail, "code": CODES.get(status, "error")}

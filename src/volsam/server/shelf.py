@@ -1,0 +1,64 @@
+"""The models that clients may choose, loaded when they are first asked for."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from volsam.errors import BadInput
+from volsam.inference.session import Model
+from volsam.recipes import recipe as known
+from volsam.server.device import Device, on_device
+
+
+@dataclass(frozen=True)
+class Spine:
+    """What a list of models says of one."""
+
+    name: str
+    summary: str
+    licence: str
+    prompts: tuple[str, ...]
+
+
+class Shelf:
+    """Models by name, each behind the one device."""
+
+    def __init__(self, names: tuple[str, ...], device: Device, place: str, model: Model | None = None) -> None:
+        self.names = names
+        self._device = device
+        self._place = place
+        self._loaded: dict[str, Model] = {} if model is None else {names[0]: on_device(model, device)}
+        self._lock = threading.Lock()
+
+    @property
+    def default(self) -> str:
+        """What a client gets that names none."""
+        return self.names[0]
+
+    def __getitem__(self, name: str | None) -> Model:
+        name = self.default if name is None else name
+        if name not in self.names:
+            raise BadInput(f"this server has no model {name!r}; it has: {', '.join(self.names)}")
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = on_device(known.load_model(name, device=self._place), self._device)
+            return self._loaded[name]
+
+    def is_loaded(self, name: str) -> bool:
+        """Whether a session with it would start at once."""
+        return name in self._loaded
+
+    def spine(self, name: str) -> Spine:
+        """What is known of a model, without loading it."""
+        import volsam.recipes.volsam_s  # noqa: F401  registers itself
+        from volsam.recipes import store
+
+        if name in known.recipes:
+            recipe = known.recipes[name]
+            return Spine(name, recipe.summary, recipe.licence, recipe.prompts)
+        if store.is_stored(name):
+            card = store.stored(name).card
+            return Spine(name, card.title, card.licence, card.prompts)
+        return Spine(name, Path(name).name, "unknown", ())
