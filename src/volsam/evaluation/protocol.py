@@ -1,27 +1,164 @@
-"""The protocol of interactive segmentation: click, score, correct the worst error, score again."""
+"""How a model is asked before it is scored: without prompts, with clicks, with a box, with corrections of its errors.
+
+A model is handed in as a callable, so that nothing here knows a network: `Predict` labels a volume on its own, `Begin`
+starts with one object and answers prompts. What comes back is every answer's score, what was asked, and the last mask.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from time import perf_counter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from volsam.data.simulate import Mask, first_click, next_click
+from volsam.data.simulate import Mask, next_click
 from volsam.errors import BadInput
 from volsam.evaluation.metrics import dice, nsd
-from volsam.prompts import Click
+from volsam.evaluation.rules import Scores
+from volsam.geometry import Grid
+from volsam.prompts import Box, Click, Prompt, PromptSet
 from volsam.volume import Volume
+
+Labels: TypeAlias = NDArray[np.integer[Any]]
+
+Predict: TypeAlias = Callable[[Volume], Labels]
+"""Labels (i, j, k) of a volume, with the values of the dataset."""
+
+Ask: TypeAlias = Callable[[PromptSet], Mask]
+"""Adds prompts that are given together and answers with the current mask (i, j, k) on the volume's grid."""
+
+Begin: TypeAlias = Callable[[Volume], Ask]
+"""Begins with one object in a volume; the volume carries no prompts of earlier objects."""
+
+Score: TypeAlias = Callable[[Mask, Mask, bool], Scores]
+"""Scores a mask against an object; distances are measured only if the last argument says so, for they take long."""
+
+Place: TypeAlias = Callable[[Mask, Mask, Grid], Click | None]
+"""Where the next click goes, from object and mask; None where there is nothing to correct."""
 
 Add: TypeAlias = Callable[[Click], Mask]
 """Adds a click and answers with the current mask (i, j, k) on the volume's grid."""
 
 Start: TypeAlias = Callable[[Volume], Add]
-"""Begins with one object in a volume; the volume carries no prompts of earlier objects."""
+"""`Begin` for clicks only."""
+
+
+class Objects(Mapping[str, Mask]):
+    """The objects of a case by name, each made from the labels when it is asked for: all at once would fill memory."""
+
+    def __init__(self, labels: Labels, values: Mapping[str, int]) -> None:
+        self.labels = labels
+        self.values_of = dict(values)
+
+    def __getitem__(self, name: str) -> Mask:
+        found: Mask = self.labels == self.values_of[name]
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_of)
+
+    def __len__(self) -> int:
+        return len(self.values_of)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One answer: its scores, the prompts that were new, and the seconds until it came."""
+
+    scores: Scores
+    prompts: tuple[Prompt, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Played:
+    """All answers about one object, and the mask (i, j, k) of the last."""
+
+    steps: tuple[Step, ...]
+    mask: Mask
+
+
+def automatic(predict: Predict, volume: Volume, objects: Objects, score: Score) -> Iterator[tuple[str, Played]]:
+    """Score what a model finds on its own; an object that a case lacks is scored too."""
+    began = perf_counter()
+    labels = predict(volume)
+    seconds = perf_counter() - began
+    if labels.shape != objects.labels.shape:
+        raise BadInput(f"labels of shape {labels.shape} do not lie on the grid of {volume.name}, {volume.grid!r}")
+    for name, value in objects.values_of.items():
+        mask = labels == value
+        yield name, Played((Step(score(mask, objects[name], True), (), seconds),), mask)
+
+
+def together(begin: Begin, volume: Volume, target: Mask, score: Score, asked: Iterable[PromptSet]) -> Played:
+    """Score several sets of prompts, each in a conversation of its own."""
+    _require_on_grid(target, volume)
+    sets = list(asked)
+    steps = []
+    mask: Mask = np.zeros(0, bool)
+    for prompts in sets:
+        began = perf_counter()
+        mask = begin(volume)(prompts)
+        seconds = perf_counter() - began
+        steps.append(Step(score(mask, target, prompts is sets[-1]), tuple(prompts), seconds))
+    return Played(tuple(steps), mask)
+
+
+def corrected(
+    begin: Begin,
+    volume: Volume,
+    target: Mask,
+    score: Score,
+    clicks: int,
+    *,
+    box: Box | None = None,
+    place: Place = next_click,
+) -> Played:
+    """Score a box, if one is given, and `clicks` clicks that each correct the worst error of the answer before.
+
+    Where the mask is right, or nothing can be corrected, the answer stays as it is and takes no time.
+
+    Args:
+        begin: what is evaluated.
+        volume: the image.
+        target: the object (i, j, k) on the volume's grid, at least one voxel.
+        score: gives the scores of a mask.
+        clicks: how many.
+        box: is given before all clicks.
+        place: where clicks go; the deepest point of the error, unless something else is wanted.
+    """
+    target = _require_on_grid(target, volume)
+    count = clicks + (box is not None)
+    prompt: Prompt | None = place(target, np.zeros_like(target), volume.grid) if box is None else box
+    if prompt is None:
+        raise BadInput("the object holds no voxel, so there is nothing to click on")
+    steps: list[Step] = []
+    mask = np.zeros_like(target)
+    began = perf_counter()
+    ask = begin(volume)
+    while len(steps) < count:
+        if prompt is None:
+            last = Step(score(mask, target, True), (), 0.0)
+            steps += [last] * (count - len(steps))
+            break
+        mask = ask(PromptSet([prompt]))
+        seconds = perf_counter() - began
+        steps.append(Step(score(mask, target, len(steps) + 1 == count), (prompt,), seconds))
+        prompt = place(target, mask, volume.grid) if len(steps) < count else None
+        began = perf_counter()
+    return Played(tuple(steps), mask)
+
+
+def positive_only(target: Mask, mask: Mask, grid: Grid) -> Click | None:
+    """The deepest point of what was missed; for models that know no negative clicks."""
+    return next_click(target, mask & target, grid)
+
+
+# --- clicks alone ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -59,22 +196,26 @@ def clicks_protocol(
         tolerance_mm: of the surface score; None leaves it out (nan), which is quicker.
         spacing: voxel size for the surface score, where the volume's own is not to be trusted.
     """
+    sizes = volume.grid.spacing if spacing is None else spacing
+
+    def score(mask: Mask, target: Mask, far: bool) -> Scores:
+        surface = nan if tolerance_mm is None else nsd(mask, target, sizes, tolerance_mm)
+        return Scores(dice(mask, target), nan, surface)
+
+    def begin(volume: Volume) -> Ask:
+        add = start(volume)
+        return lambda prompts: [add(click) for click in prompts if isinstance(click, Click)][-1]
+
+    played = corrected(begin, volume, target, score, clicks)
+    return [ClickScore(step.scores.dice, step.scores.nsd, _click_of(step), step.seconds) for step in played.steps]
+
+
+def _click_of(step: Step) -> Click | None:
+    return next((prompt for prompt in step.prompts if isinstance(prompt, Click)), None)
+
+
+def _require_on_grid(target: Mask, volume: Volume) -> Mask:
     target = np.asarray(target, dtype=bool)
-    spacing = volume.grid.spacing if spacing is None else spacing
     if target.shape != volume.grid.shape:
         raise BadInput(f"an object of shape {target.shape} does not lie on the grid of {volume.name}, {volume.grid!r}")
-    scores: list[ClickScore] = []
-    click: Click | None = first_click(target, volume.grid)
-    began = perf_counter()
-    add = start(volume)
-    while len(scores) < clicks:
-        if click is None:
-            scores.append(ClickScore(scores[-1].dice, scores[-1].nsd, None, 0.0))
-            continue
-        mask = add(click)
-        seconds = perf_counter() - began
-        surface = nan if tolerance_mm is None else nsd(mask, target, spacing, tolerance_mm)
-        scores.append(ClickScore(dice(mask, target), surface, click, seconds))
-        click = next_click(target, mask, volume.grid)
-        began = perf_counter()
-    return scores
+    return target

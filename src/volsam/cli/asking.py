@@ -1,0 +1,160 @@
+"""From a model to what an evaluation asks: answers to prompts, or the labels of a volume."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from volsam.data.dataset import Case, read_label
+from volsam.data.io import WRITABLE
+from volsam.data.simulate import Mask
+from volsam.errors import BadInput
+from volsam.evaluation.protocol import Ask, Begin, Labels
+from volsam.evaluation.study import Scene
+from volsam.prompts import PromptSet
+from volsam.volume import Volume
+
+if TYPE_CHECKING:
+    from volsam.evaluation.cvpr2025 import AskAll, BeginAll
+    from volsam.inference.automatic import AutomaticModel
+    from volsam.inference.session import Model, Session
+
+WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth")
+
+
+def begin_with(model: Model, plane: str = "auto") -> Begin:
+    """A session of its own for every object."""
+    from volsam.inference.session import Session
+
+    def begin(volume: Volume) -> Ask:
+        session = Session(model, volume, plane=plane)
+
+        def ask(prompts: PromptSet) -> Mask:
+            _tell(session, prompts)
+            return session.mask.data[0] > 0
+
+        return ask
+
+    return begin
+
+
+def begin_all_with(model: Model, plane: str = "auto") -> BeginAll:
+    """One session for all objects of a volume; a voxel of two masks goes to the surer one."""
+    from volsam.inference.session import Session
+
+    def begin(volume: Volume, values: Mapping[str, int]) -> AskAll:
+        session = Session(model, volume, object_name=next(iter(values)), plane=plane)
+
+        def ask(new: Mapping[str, PromptSet]) -> Labels:
+            for name, prompts in new.items():
+                session.select(name)
+                if len(prompts):
+                    _tell(session, prompts)
+            return _together(session, values)
+
+        return ask
+
+    return begin
+
+
+def _tell(session: Session, prompts: PromptSet) -> None:
+    """Give prompts as a model wants them: one after the other if it builds on its answers, else at once."""
+    if session.builds_on_answers:
+        for prompt in prompts:
+            session.add(prompt)
+    else:
+        session.add_all(prompts)
+
+
+def _together(session: Session, values: Mapping[str, int]) -> Labels:
+    labels = np.zeros(session.volume.grid.shape, np.min_scalar_type(max(values.values())))
+    claimed = np.zeros(session.volume.grid.shape, np.uint8)
+    for name, value in values.items():
+        mask = session.mask_of(name).data[0] > 0
+        labels[mask] = value
+        claimed += mask
+    contested = claimed > 1
+    if contested.any():
+        best = np.zeros(np.count_nonzero(contested), np.float32)
+        for name, value in values.items():
+            session.select(name)
+            sure = session.probability.data[0][contested] * (session.mask_of(name).data[0][contested] > 0)
+            labels[contested] = np.where(sure > best, value, labels[contested])
+            best = np.maximum(best, sure)
+    return labels
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def labels_of(model: AutomaticModel, objects: Mapping[str, int], plane: str, stride: int) -> Callable[[Scene], Labels]:
+    """The labels that a model finds, with the values of the dataset; see `matched`."""
+    values = matched(model.labels, objects, model.name)
+    table = np.zeros(len(model.labels), np.min_scalar_type(max(objects.values())))
+    for index, value in values.items():
+        table[index] = value
+    return lambda scene: table[model.segment(scene.volume, plane, stride=stride).data[0]]
+
+
+def matched(labels: Sequence[str], objects: Mapping[str, int], name: str) -> dict[int, int]:
+    """From the classes of a model to the values of a dataset's objects.
+
+    By name where names agree; a single class stands for a single object; otherwise by number.
+    """
+    places = {label.casefold(): index for index, label in enumerate(labels) if index}
+    named = {places[each.casefold()]: value for each, value in objects.items() if each.casefold() in places}
+    if len(named) == len(objects):
+        return named
+    if len(labels) == 2 and len(objects) == 1:
+        return {1: next(iter(objects.values()))}
+    numbered = {value: value for value in objects.values() if value < len(labels)}
+    if not named and len(numbered) == len(objects):
+        return numbered
+    missing = [each for each in objects if each.casefold() not in places]
+    raise BadInput(
+        f"{name} has no class for {', '.join(missing)}; it has {', '.join(labels[1:])}: choose what is scored "
+        "with --objects"
+    )
+
+
+def predictions_in(folder: Path, cases: Iterable[Case]) -> bool:
+    """Whether a folder holds labels, ready made, for some of the cases."""
+    return folder.is_dir() and any(_prediction(folder, case.name) is not None for case in cases)
+
+
+def labels_from(folder: Path) -> Callable[[Scene], Labels]:
+    """Labels that lie in a folder as CASE.nii.gz, on the grid of the image."""
+
+    def read(scene: Scene) -> Labels:
+        path = _prediction(folder, scene.name)
+        if path is None:
+            raise BadInput(f"{folder} holds no labels for {scene.name}")
+        return read_label(Case(scene.name, (), path), scene.volume.grid)
+
+    return read
+
+
+def _prediction(folder: Path, case: str) -> Path | None:
+    return next((path for ending in WRITABLE if (path := folder / f"{case}{ending}").is_file()), None)
+
+
+def fingerprint(model: str) -> str | None:
+    """The first 16 digits of the SHA-256 of a model's weights: of a name, a file, or the files of a run's folder."""
+    from volsam.recipes import store
+    from volsam.recipes.recipe import recipes
+
+    if model in recipes:
+        checksum = recipes[model].checksum()
+        return checksum[:16] if checksum else None
+    if store.is_stored(model):
+        return store.stored(model).card.sha256[:16]
+    path = Path(model)
+    if path.is_file():
+        return store.checksum(path)[:16]
+    files = sorted(file for file in path.rglob("*") if file.suffix in WEIGHTS) if path.is_dir() else []
+    together = hashlib.sha256("".join(store.checksum(file) for file in files).encode())
+    return together.hexdigest()[:16] if files else None

@@ -1,0 +1,293 @@
+"""`volsam evaluate`: a model on the labelled cases of a dataset, to a report; or several reports side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from volsam.cli.console import Steps, explained, fail, say
+from volsam.cli.options import Device
+from volsam.errors import BadInput
+
+if TYPE_CHECKING:
+    from volsam.cli.trials import Question
+    from volsam.data.dataset import Case
+    from volsam.evaluation.report import Report
+    from volsam.evaluation.rules import Rule
+    from volsam.evaluation.study import Folder, Played, Scene, Trial
+
+What = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL DATASET",
+        help="A name from `volsam models list`, a weights file, a folder of `volsam train`, or one of labels as "
+        "CASE.nii.gz; then a dataset. With --compare: results.json of several evaluations.",
+    ),
+]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="REPORT", help="A folder for the report.")]
+Protocol = Annotated[
+    str | None,
+    typer.Option(
+        "--protocol",
+        metavar="automatic|clicks|box|cvpr2025",
+        help="How the model is asked; without it, automatic for models without prompts, else clicks.",
+    ),
+]
+Clicks = Annotated[
+    int | None, typer.Option("--clicks", metavar="N", min=0, help="At most so many: 10, or after a box none.")
+]
+Where = Annotated[
+    str,
+    typer.Option(
+        "--where",
+        metavar="deepest|fastsam3d|random|centre|surround|margin",
+        help="Where clicks fall. The first two correct the error of the answer before; the others are drawn in the "
+        "object and given together, 1, 3, 5 and 10 of them in turn.",
+    ),
+]
+Per = Annotated[
+    str, typer.Option("--per", metavar="volume|slice", help="N clicks on the volume, or on every slice of the object.")
+]
+Split = Annotated[
+    str,
+    typer.Option("--split", metavar="test|train|all|FILE", help="Which cases; FILE lists names, or is a splits file."),
+]
+FoldOption = Annotated[int, typer.Option("--fold", metavar="K", min=0, help="Of splits_final.json.")]
+Tolerance = Annotated[
+    float | None, typer.Option("--tolerance", metavar="MM", help="Of the surface score; the rule's own, mostly 2.")
+]
+RuleOption = Annotated[
+    str,
+    typer.Option(
+        "--rule",
+        metavar="NAME",
+        help="standard, or the rule of a paper: 3dsam-adapter, ma-sam, autosam, fastsam3d, cvpr2025.",
+    ),
+]
+ObjectsOption = Annotated[
+    str | None, typer.Option("--objects", metavar="A,B", help="Only these labels of the dataset; without it, all.")
+]
+Name = Annotated[str | None, typer.Option("--name", metavar="TEXT", help="What tables call the method.")]
+TrainedOn = Annotated[
+    int | None,
+    typer.Option("--trained-on", metavar="N", min=0, help="Labelled volumes it was trained on, for --compare."),
+]
+InPlane = Annotated[str, typer.Option("--plane", metavar="auto|axial|coronal|sagittal", help="For models of slices.")]
+Stride = Annotated[int, typer.Option("--stride", metavar="N", help="For models of stacks, as for `volsam predict`.")]
+Pictures = Annotated[int, typer.Option("--pictures", metavar="N", min=0, help="Of the worst objects.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Of clicks that are drawn.")]
+Again = Annotated[bool, typer.Option("--overwrite", help="Begin anew; without it a run goes on where it was stopped.")]
+Compare = Annotated[bool, typer.Option("--compare", help="Compare results: the first against each of the others.")]
+
+
+def evaluate(
+    what: What,
+    output: Output,
+    protocol: Protocol = None,
+    clicks: Clicks = None,
+    where: Where = "deepest",
+    per: Per = "volume",
+    split: Split = "test",
+    fold: FoldOption = 0,
+    tolerance: Tolerance = None,
+    rule: RuleOption = "standard",
+    objects: ObjectsOption = None,
+    name: Name = None,
+    trained_on: TrainedOn = None,
+    plane: InPlane = "auto",
+    stride: Stride = 1,
+    device: Device = "auto",
+    pictures: Pictures = 6,
+    seed: Seed = 0,
+    overwrite: Again = False,
+    compare: Compare = False,
+) -> None:
+    """Score a model on a dataset and write a report; or compare reports.
+
+    Example: volsam evaluate volsam-s Dataset042_Spleen -o report --clicks 5
+    """
+    if compare:
+        from volsam.cli.comparing import compare_results
+
+        compare_results([Path(each) for each in what], output)
+        return
+    if len(what) != 2:
+        raise BadInput(f"one MODEL and one DATASET are wanted, got {len(what)} words: {' '.join(what)}")
+    model, dataset = what[0], Path(what[1])
+    steps = Steps()
+    with steps("start"):
+        from volsam.cli.trials import Question
+        from volsam.data.splits import chosen_cases
+        from volsam.evaluation.rules import rules
+        from volsam.evaluation.study import Folder
+
+        by = rules[rule]
+        described, cases = chosen_cases(dataset, split, fold)
+        values = _chosen(described.objects, objects)
+    with steps("model"):
+        kind = _protocol(protocol, model, cases, clicks, where, per)
+        question = Question(kind, clicks, where, per, by, tolerance, plane, stride, seed)
+        trial = _trial(question, by, model, device, cases, values)
+    settings = _settings(question, by, model, described.name, f"{split}, fold {fold}" if fold else split, values)
+    settings |= {"name": name, "trained_on": trained_on}
+    folder = Folder(output)
+    folder.open(settings, anew=overwrite)
+    failed = _run(folder, cases, values, trial, by, pictures)
+    report = _written(folder, cases, settings, question.steps, failed)
+    for line in _lines(report):
+        typer.echo(line)
+    typer.echo(f"{output / 'report.html'}, report.md, scores.csv, results.json")
+    if failed:
+        fail(f"{len(failed)} of {len(cases)} cases failed, see above; the others are in {output}")
+
+
+def _chosen(objects: Mapping[str, int], wanted: str | None) -> dict[str, int]:
+    if not objects:
+        raise BadInput("the dataset declares no label but the background: there is nothing to score")
+    if wanted is None:
+        return dict(objects)
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    for each in names:
+        if each not in objects:
+            raise BadInput(f"--objects {each}: the dataset has {', '.join(objects)}")
+    return {each: objects[each] for each in names}
+
+
+def _protocol(wanted: str | None, model: str, cases: Sequence[Case], clicks: int | None, where: str, per: str) -> str:
+    """The protocol that was asked for, or the one that suits the model."""
+    from volsam.cli.asking import predictions_in
+
+    if wanted is not None:
+        return wanted
+    if clicks is not None or where != "deepest" or per != "volume":
+        return "clicks"
+    if predictions_in(Path(model), cases):
+        return "automatic"
+    return "clicks" if _automatic_model(model, "cpu") is None else "automatic"
+
+
+def _automatic_model(model: str, device: str) -> Any:
+    """The model if it takes no prompts, else None."""
+    import volsam.recipes.volsam_s  # noqa: F401  registers itself
+    from volsam.recipes.importing import load_automatic
+    from volsam.recipes.recipe import recipes
+
+    return None if model in recipes else load_automatic(model, device)
+
+
+def _trial(
+    question: Question, rule: Rule, model: str, device: str, cases: Sequence[Case], values: Mapping[str, int]
+) -> Trial:
+    from volsam.cli.asking import predictions_in
+    from volsam.cli.trials import automatic_trial, prompted_trial
+    from volsam.recipes.recipe import choose_device, load_model
+
+    if question.protocol == "automatic":
+        if predictions_in(Path(model), cases):
+            return automatic_trial(question, rule, Path(model), values)
+        found = _automatic_model(model, choose_device(device))
+        if found is None:
+            raise BadInput(f"{model} takes prompts: give --protocol clicks or box, or a folder of labels as MODEL")
+        return automatic_trial(question, rule, found, values)
+    return prompted_trial(question, rule, load_model(model, device=device))
+
+
+def _settings(
+    question: Question, rule: Rule, model: str, dataset: str, split: str, values: Mapping[str, int]
+) -> dict[str, Any]:
+    """The question as plain data: two runs with the same settings give the same scores."""
+    from volsam.cli.asking import fingerprint
+
+    return {
+        "model": model,
+        "weights": fingerprint(model),
+        "dataset": dataset,
+        "split": split,
+        "objects": dict(values),
+        "protocol": question.protocol,
+        "clicks": question.count,
+        "where": question.where,
+        "per": question.per,
+        "described": question.described,
+        "rule": rule.name,
+        "tolerance_mm": rule.tolerance_mm if question.tolerance_mm is None else question.tolerance_mm,
+        "plane": question.plane,
+        "stride": question.stride,
+        "seed": question.seed,
+    }
+
+
+def _run(
+    folder: Folder, cases: Sequence[Case], values: Mapping[str, int], trial: Trial, rule: Rule, pictures: int
+) -> dict[str, str]:
+    """Score what is not scored yet, a line for each case; why the others failed, by case."""
+    from volsam.data.dataset import read_image, read_label
+    from volsam.evaluation.protocol import Objects
+    from volsam.evaluation.study import Gallery, Scene, score_case
+
+    gallery = Gallery(folder.pictures, _draw, pictures)
+    failed: dict[str, str] = {}
+    for number, case in enumerate(cases, start=1):
+        place = f"{number}/{len(cases)} {case.name}"
+        if folder.has(case.name):
+            say(f"{place}: scored already")
+            continue
+        try:
+            volume = read_image(case)
+            scene = Scene(case.name, volume, Objects(read_label(case, volume.grid), values))
+            rows = score_case(scene, trial, rule, gallery.show)
+            folder.keep(case.name, rows)
+        except Exception as error:  # one case that cannot be scored must not end the work on the others
+            failed[case.name] = " ".join(explained(error).split())
+            say(f"{place} error: {failed[case.name]}")
+        else:
+            say(f"{place}: {_in_words(rows)}")
+    return failed
+
+
+def _draw(scene: Scene, name: str, played: Played, path: Path) -> None:
+    from volsam.evaluation.pictures import draw
+
+    draw(scene.volume, scene.objects[name], played.mask, path)
+
+
+def _in_words(rows: Sequence[Any]) -> str:
+    shown = [f"{row.object} {row.scores['dice'][-1]:.3f}" for row in rows[:4]]
+    more = f" and {len(rows) - 4} more" if len(rows) > 4 else ""
+    return f"Dice {', '.join(shown)}{more}" if rows else "holds none of the objects"
+
+
+def _written(
+    folder: Folder, cases: Sequence[Case], settings: Mapping[str, Any], steps: Sequence[str], failed: Mapping[str, str]
+) -> Report:
+    from volsam.evaluation import report as reports
+
+    rows = folder.rows(case.name for case in cases)
+    report = reports.Report(settings, steps, rows, failed, _machine())
+    reports.write(report, folder.path)
+    return report
+
+
+def _machine() -> str:
+    import os
+    import platform
+    from importlib.metadata import version
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = ", ".join(f"{name} {version(name)}" for name in ("volsam", "torch", "numpy", "scipy"))
+    return f"{platform.machine()}, {cores} cores, {platform.system()}, Python {platform.python_version()}, {versions}"
+
+
+def _lines(report: Report) -> Iterable[str]:
+    """The means on standard output."""
+    from volsam.evaluation.report import TITLES
+
+    for measure, title in TITLES.items():
+        mean = report.mean(measure)
+        if mean.cases:
+            left = f"; {mean.left_out} infinite, left out" if mean.left_out else ""
+            interval = "" if mean.low != mean.low else f" ({mean.low:.3f} to {mean.high:.3f})"
+            yield f"{title:<5} {mean.value:.3f}{interval}, {mean.cases} cases{left}"

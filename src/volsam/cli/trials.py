@@ -1,0 +1,234 @@
+"""From the words of `volsam evaluate` to a way of asking: the protocols, each with a name for every answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from volsam.cli.asking import (
+    begin_all_with,
+    begin_with,
+    labels_from,
+    labels_of,
+    matched,
+)
+from volsam.data.simulate import Mask, clicks_per_slice, next_click
+from volsam.errors import BadInput
+from volsam.evaluation import cvpr2025
+from volsam.evaluation.placement import WHERE, TrainingClicks, Where, box_around, drawn, flat_box
+from volsam.evaluation.protocol import Place, Played, Score, automatic, corrected, positive_only, together
+from volsam.evaluation.rules import Rule, Scores
+from volsam.evaluation.study import Scene, Trial, seed_of
+from volsam.geometry import Grid
+from volsam.prompts import Box, PromptSet
+
+if TYPE_CHECKING:
+    from volsam.inference.automatic import AutomaticModel
+    from volsam.inference.session import Model
+
+PROTOCOLS = ("automatic", "clicks", "box", "cvpr2025")
+CORRECTIVE = ("deepest", "fastsam3d")
+PLACES = (*CORRECTIVE, *WHERE)
+# How many clicks the tables of the papers have.
+TABLED = (1, 3, 5, 10)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a model; the fields are options of `volsam evaluate`."""
+
+    protocol: str
+    clicks: int | None = None
+    where: str = "deepest"
+    per: str = "volume"
+    rule: Rule | None = None
+    tolerance_mm: float | None = None
+    plane: str = "auto"
+    stride: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise BadInput(f"--protocol is {', '.join(PROTOCOLS)}, got {self.protocol!r}")
+        if self.where not in PLACES:
+            raise BadInput(f"--where is {', '.join(PLACES)}, got {self.where!r}")
+        if self.per not in ("volume", "slice"):
+            raise BadInput(f"--per is volume or slice, got {self.per!r}")
+        if self.protocol in ("automatic", "cvpr2025") and self.clicks is not None:
+            raise BadInput(f"--protocol {self.protocol} has clicks of its own, or none: leave --clicks out")
+        if self.protocol != "clicks" and (self.where != "deepest" or self.per != "volume"):
+            raise BadInput(f"--where and --per belong to --protocol clicks, not to {self.protocol}")
+        if self.per == "slice" and self.where not in ("deepest", "random"):
+            raise BadInput("clicks --per slice are drawn anywhere in the object's slices: leave --where out")
+
+    @property
+    def count(self) -> int:
+        """Clicks: ten, or none after a box, unless the user says otherwise."""
+        return (0 if self.protocol == "box" else 10) if self.clicks is None else self.clicks
+
+    @property
+    def counts(self) -> list[int]:
+        """How many clicks are given together, in turn."""
+        return sorted({count for count in TABLED if count < self.count} | {self.count})
+
+    @property
+    def corrects(self) -> bool:
+        """Whether clicks follow the errors of the answers."""
+        return self.where in CORRECTIVE and self.per == "volume"
+
+    @property
+    def steps(self) -> list[str]:
+        """A name for each answer."""
+        if self.protocol == "automatic":
+            return ["automatic"]
+        if self.protocol == "cvpr2025":
+            return ["box", *(_clicks(count) for count in range(1, cvpr2025.CLICKS + 1))]
+        if self.protocol == "box":
+            return ["box", *(f"box and {_clicks(count)}" for count in range(1, self.count + 1))]
+        if self.corrects:
+            return [_clicks(count) for count in range(1, self.count + 1)]
+        unit = " per slice" if self.per == "slice" else ""
+        return [f"{_clicks(count)}{unit}" for count in self.counts]
+
+    @property
+    def described(self) -> str:
+        """The protocol in a sentence."""
+        if self.protocol == "automatic":
+            return "no prompts"
+        if self.protocol == "cvpr2025":
+            return (
+                "a box on one slice, where the model takes such, then five clicks, each on the centre of the largest "
+                "piece of the error, all objects of a case together"
+            )
+        if self.protocol == "box":
+            tight = "the smallest box around the object"
+            return tight + (", then clicks on the deepest point of the error" if self.count else "")
+        if self.per == "slice":
+            return "clicks at random places of every slice of the object, given together"
+        if self.where == "deepest":
+            return "the first click on the deepest point of the object, each further one on that of the error"
+        if self.where == "fastsam3d":
+            return "two clicks in the deep half of the worse error, further ones anywhere in the error"
+        place = "anywhere in the object" if self.where == "random" else f"in the {self.where} of the object"
+        return f"clicks drawn {place}, given together, another conversation for each number of them"
+
+    def score(self, grid: Grid, rule: Rule) -> Score:
+        """The rule, for the masks of a grid."""
+
+        def score(mask: Mask, target: Mask, far: bool) -> Scores:
+            return rule.score(mask, target, grid.spacing, self.tolerance_mm, far=far)
+
+        return score
+
+
+def automatic_trial(question: Question, rule: Rule, source: AutomaticModel | Path, objects: Mapping[str, int]) -> Trial:
+    """Score a model without prompts, or labels that lie in a folder."""
+    if isinstance(source, Path):
+        find = labels_from(source)
+    else:
+        find = labels_of(source, objects, question.plane, question.stride)
+
+    def trial(scene: Scene) -> Iterator[tuple[str, Played]]:
+        score = question.score(scene.volume.grid, rule)
+        return automatic(lambda _: find(scene), scene.volume, scene.objects, score)
+
+    return trial
+
+
+def prompted_trial(question: Question, rule: Rule, model: Model) -> Trial:
+    """Ask a model about every object that a case has."""
+    _require_answers(question, model)
+    if question.protocol == "cvpr2025":
+        return lambda scene: _challenge(question, rule, model, scene)
+    begin = begin_with(model, question.plane)
+
+    def trial(scene: Scene) -> Iterator[tuple[str, Played]]:
+        grid = scene.volume.grid
+        score = question.score(grid, rule)
+        for name in scene.objects:
+            target = scene.objects[name]
+            if not target.any():
+                continue
+            if question.protocol == "box":
+                yield (
+                    name,
+                    corrected(
+                        begin,
+                        scene.volume,
+                        target,
+                        score,
+                        question.count,
+                        box=_box(model, target, grid),
+                        place=_place(question, model, scene.name, name),
+                    ),
+                )
+            elif question.corrects:
+                place = _place(question, model, scene.name, name)
+                yield name, corrected(begin, scene.volume, target, score, question.count, place=place)
+            else:
+                asked = _sets(question, target, grid, seed_of(question.seed, scene.name, name))
+                yield name, together(begin, scene.volume, target, score, asked)
+
+    return trial
+
+
+def _require_answers(question: Question, model: Model) -> None:
+    """Refuse at once what a model would refuse at every object."""
+    clicks = question.protocol == "clicks" or question.count > 0
+    if question.protocol == "box" and not {"box", "flat box"} & model.takes:
+        raise BadInput(f"{model.name} takes no box: give --protocol clicks")
+    if clicks and "click" not in model.takes:
+        raise BadInput(f"{model.name} takes no clicks: give --protocol box, with --clicks 0")
+    if question.protocol == "cvpr2025" and "negative click" not in model.takes:
+        raise BadInput(f"{model.name} takes no negative clicks, which this protocol needs: give --protocol clicks")
+    if question.where == "fastsam3d" and "negative click" not in model.takes:
+        raise BadInput(f"{model.name} takes no negative clicks, which --where fastsam3d needs: leave it out")
+
+
+def _place(question: Question, model: Model, case: str, name: str) -> Place:
+    """Where corrections go."""
+    if question.where == "fastsam3d":
+        return TrainingClicks(seed_of(question.seed, case, name)).next
+    return next_click if "negative click" in model.takes else positive_only
+
+
+def _sets(question: Question, target: Mask, grid: Grid, seed: int) -> Iterator[PromptSet]:
+    for count in question.counts:
+        if question.per == "slice":
+            yield PromptSet(clicks_per_slice(target, grid, count, _across(grid), seed))
+        else:
+            yield PromptSet(drawn(target, grid, count, cast(Where, question.where), seed))
+
+
+def _box(model: Model, target: Mask, grid: Grid) -> Box:
+    return box_around(target, grid) if "box" in model.takes else flat_box(target, grid, _across(grid))
+
+
+def _across(grid: Grid) -> int:
+    """The axis of the scan across its slices: along it voxels are longest; of cubes, that towards the head."""
+    spacing = grid.spacing
+    if spacing.max() > 1.05 * spacing.min():
+        return int(np.argmax(spacing))
+    return int(np.argmax(np.abs(grid.affine[2, :3])))
+
+
+def _challenge(question: Question, rule: Rule, model: Model, scene: Scene) -> Iterator[tuple[str, Played]]:
+    present = {name: value for name, value in scene.objects.values_of.items() if scene.objects[name].any()}
+    if not present:
+        return
+    objects = type(scene.objects)(scene.objects.labels, present)
+    grid = scene.volume.grid
+    boxes = cvpr2025.middle_boxes(objects, grid) if "flat box" in model.takes else None
+    begin = begin_all_with(model, question.plane)
+    yield from cvpr2025.play(begin, scene.volume, objects, question.score(grid, rule), boxes).items()
+
+
+def _clicks(count: int) -> str:
+    return f"{count} click" if count == 1 else f"{count} clicks"
+
+
+__all__ = ["PLACES", "PROTOCOLS", "Question", "automatic_trial", "matched", "prompted_trial"]

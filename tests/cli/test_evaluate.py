@@ -1,0 +1,239 @@
+"""`volsam evaluate`: a model on a dataset, to a report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from volsam.data.io import write_volume
+from volsam.geometry import Grid
+from volsam.recipes.fixture import read_fixture
+from volsam.volume import Volume
+
+from .conftest import error_of
+
+RECORDED = Path(__file__).parent.parent / "reference"
+SHAPE = (26, 24, 18)
+
+
+@pytest.fixture
+def a_dataset(tmp_path: Path) -> Path:
+    """Three scans with a bright lesion in each, and a cyst in the first."""
+    folder = tmp_path / "lesions"
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    places = np.moveaxis(np.indices(SHAPE), 0, -1) * np.array([1, 1, 1.5])
+    for number in range(3):
+        grid = Grid.at(SHAPE, (1, 1, 1.5), (number, 2, -5))
+        lesion = np.linalg.norm(places - [12, 11, 12], axis=-1) < 6 + number
+        values = 40 + 80 * lesion + np.random.default_rng(number).normal(0, 4, SHAPE)
+        labels = lesion.astype(np.uint8)
+        if number == 0:
+            labels[:3, :3, :3] = 2
+        write_volume(Volume(values.astype(np.int16), grid), folder / "imagesTr" / f"case{number}_0000.nii.gz")
+        write_volume(Volume(labels, grid), folder / "labelsTr" / f"case{number}.nii.gz")
+    table = {"name": "Lesions", "channel_names": {"0": "CT"}, "labels": {"background": 0, "lesion": 1, "cyst": 2}}
+    (folder / "dataset.json").write_text(json.dumps(table))
+    return folder
+
+
+@pytest.fixture
+def predictions(a_dataset: Path, tmp_path: Path) -> Path:
+    """The labels themselves, without the third case."""
+    folder = tmp_path / "predicted"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"case{number}.nii.gz").write_bytes((a_dataset / "labelsTr" / f"case{number}.nii.gz").read_bytes())
+    return folder
+
+
+def rows_of(report: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((report / "scores.csv").read_text().splitlines()))
+
+
+def test_clicks_are_scored_one_by_one(type_, a_model, a_dataset, tmp_path):
+    out = tmp_path / "report"
+    result = type_("evaluate", "any", a_dataset, "-o", out, "--split", "all", "--clicks", 2, "--objects", "lesion")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == [
+        "cases",
+        "pictures",
+        "report.html",
+        "report.md",
+        "results.json",
+        "scores.csv",
+        "settings.json",
+    ]
+    rows = rows_of(out)
+    assert [(row["case"], row["step"]) for row in rows[:2]] == [("case0", "1 click"), ("case0", "2 clicks")]
+    assert len(rows) == 6
+    assert float(rows[1]["dice"]) > 0.9
+    assert rows[0]["hd95"] == ""
+    assert float(rows[1]["hd95"]) < 4
+    assert result.stdout.splitlines()[0].startswith("Dice  0.9")
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["1/3 case0", "2/3 case1", "3/3 case2"]
+    assert len(list((out / "pictures").iterdir())) == 3
+
+
+def test_objects_that_a_case_lacks_are_not_clicked(type_, a_model, a_dataset, tmp_path):
+    type_("evaluate", "any", a_dataset, "-o", tmp_path / "report", "--split", "all", "--clicks", 1)
+    assert [(row["case"], row["object"]) for row in rows_of(tmp_path / "report")] == [
+        ("case0", "lesion"),
+        ("case0", "cyst"),
+        ("case1", "lesion"),
+        ("case2", "lesion"),
+    ]
+
+
+def test_a_run_goes_on_where_it_was_stopped(type_, a_model, a_dataset, tmp_path, monkeypatch):
+    out = tmp_path / "report"
+    words = ("evaluate", "any", a_dataset, "-o", out, "--split", "all", "--clicks", 1)
+    from volsam.data import dataset
+
+    whole = dataset.read_image
+
+    def stopped(case):
+        if case.name == "case1":
+            raise KeyboardInterrupt
+        return whole(case)
+
+    monkeypatch.setattr(dataset, "read_image", stopped)
+    assert type_(*words).exit_code == 130
+    assert [file.name for file in (out / "cases").iterdir()] == ["case0.json"]
+    monkeypatch.setattr(dataset, "read_image", whole)
+    before = (out / "cases" / "case0.json").read_bytes()
+    result = type_(*words)
+    assert result.exit_code == 0
+    assert "1/3 case0: scored already" in result.stderr
+    assert (out / "cases" / "case0.json").read_bytes() == before
+    assert {row["case"] for row in rows_of(out)} == {"case0", "case1", "case2"}
+    assert "another evaluation, with clicks 1 and not 3" in error_of(type_(*words[:-1], 3))
+    assert type_(*words[:-1], 3, "--overwrite").exit_code == 0
+
+
+def test_a_case_that_fails_does_not_end_the_others(type_, a_model, a_dataset, tmp_path):
+    (a_dataset / "imagesTr" / "case1_0000.nii.gz").write_bytes(b"damaged")
+    out = tmp_path / "report"
+    result = type_("evaluate", "any", a_dataset, "-o", out, "--split", "all", "--clicks", 1)
+    assert result.exit_code == 1
+    assert "2/3 case1 error: " in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: 1 of 3 cases failed")
+    assert {row["case"] for row in rows_of(out)} == {"case0", "case2"}
+    assert list(json.loads((out / "results.json").read_text())["failed"]) == ["case1"]
+
+
+def test_labels_in_a_folder_are_scored_without_a_model(type_, a_dataset, predictions, tmp_path):
+    out = tmp_path / "report"
+    result = type_("evaluate", predictions, a_dataset, "-o", out, "--split", "all")
+    assert result.exit_code == 1
+    assert "holds no labels for case2" in result.stderr
+    assert {(row["object"], row["dice"], row["hd"]) for row in rows_of(out)} == {
+        ("lesion", "1", "0"),
+        ("cyst", "1", "0"),
+    }
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["protocol"] == "automatic"
+
+
+def test_an_automatic_model_is_scored(type_, a_dataset, tmp_path):
+    tensors = read_fixture(RECORDED / "autosam.json").weights()
+    kept = {
+        key: value.contiguous() for key, value in tensors.items() if not key.startswith(("cnn_head", "linear_head"))
+    }
+    save_file(kept, tmp_path / "autosam.safetensors")
+    out = tmp_path / "report"
+    result = type_(
+        "evaluate", tmp_path / "autosam.safetensors", a_dataset, "-o", out, "--split", "all", "--rule", "autosam"
+    )
+    assert result.exit_code == 0, result.output
+    assert len(rows_of(out)) == 6
+    assert json.loads((out / "settings.json").read_text())["rule"] == "autosam"
+    for protocol, words in (("clicks", "automatic and takes no clicks"), ("automatic", "volsam-s takes prompts")):
+        model = "volsam-s" if protocol == "automatic" else tmp_path / "autosam.safetensors"
+        asked = type_("evaluate", model, a_dataset, "-o", tmp_path / "no", "--split", "all", "--protocol", protocol)
+        assert words in error_of(asked)
+        assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("words", [("--protocol", "box"), ("--protocol", "cvpr2025", "--rule", "cvpr2025")])
+def test_boxes_and_the_challenge(type_, a_model, a_dataset, tmp_path, words):
+    out = tmp_path / "report"
+    result = type_("evaluate", "any", a_dataset, "-o", out, "--split", "all", "--objects", "lesion", *words)
+    assert result.exit_code == 0, result.output
+    first = a_model.asked[0]
+    assert len(first.boxes) == 1
+    flat = np.ptp(first.boxes[0], axis=0).min() < 1
+    assert flat == ("cvpr2025" in words)
+    steps = json.loads((out / "results.json").read_text())["steps"]
+    assert steps[0] == "box"
+    assert len(steps) == (6 if "cvpr2025" in words else 1)
+    assert ("DSC_AUC" in (out / "report.md").read_text()) == ("cvpr2025" in words)
+
+
+@pytest.mark.parametrize("where", ["random", "centre", "surround", "margin", "fastsam3d"])
+def test_clicks_fall_where_they_are_wanted(type_, a_model, a_dataset, tmp_path, where):
+    words = ("--split", "all", "--objects", "lesion", "--where", where, "--clicks", 4)
+    result = type_("evaluate", "any", a_dataset, "-o", tmp_path / "report", *words)
+    assert result.exit_code == 0, result.output
+    steps = json.loads((tmp_path / "report" / "results.json").read_text())["steps"]
+    assert steps == [f"{n} click{'s' * (n > 1)}" for n in ((1, 2, 3, 4) if where == "fastsam3d" else (1, 3, 4))]
+
+
+def test_clicks_on_every_slice_are_counted(type_, a_model, a_dataset, tmp_path):
+    words = ("--split", "all", "--objects", "lesion", "--per", "slice", "--clicks", 1, "--protocol", "clicks")
+    assert type_("evaluate", "any", a_dataset, "-o", tmp_path / "report", *words).exit_code == 0
+    row = rows_of(tmp_path / "report")[0]
+    assert row["step"] == "1 click per slice"
+    assert int(row["prompts"]) == 7  # a ball of 6 mm in slices of 1.5 mm
+
+
+def test_results_are_compared(type_, a_model, a_dataset, tmp_path):
+    for name, clicks in (("one", 1), ("two", 2)):
+        words = ("--split", "all", "--objects", "lesion", "--clicks", clicks, "--name", name)
+        type_("evaluate", "any", a_dataset, "-o", tmp_path / name, *words)
+    both = (tmp_path / "one" / "results.json", tmp_path / "two")
+    result = type_("evaluate", "--compare", *both, "-o", tmp_path / "both")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("Dice two 0.9")
+    assert (tmp_path / "both" / "comparison.html").is_file()
+    assert "two or more results" in error_of(type_("evaluate", "--compare", both[0], "-o", tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--protocol", "guess"), "--protocol is automatic, clicks, box, cvpr2025, got 'guess'"),
+        (("--where", "above"), "--where is deepest, "),
+        (("--per", "voxel"), "--per is volume or slice"),
+        (("--protocol", "box", "--where", "margin"), "belong to --protocol clicks"),
+        (("--protocol", "automatic", "--clicks", 3), "leave --clicks out"),
+        (("--per", "slice", "--where", "margin"), "leave --where out"),
+        (("--rule", "mine"), "no rule is called 'mine'"),
+        (("--objects", "heart"), "the dataset has lesion, cyst"),
+        (("--split", "nowhere"), "no file nowhere"),
+        (("--split", "test"), "has no test part"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_written(type_, a_model, a_dataset, tmp_path, words, said):
+    split = () if "--split" in words else ("--split", "all")
+    assert said in error_of(type_("evaluate", "any", a_dataset, "-o", tmp_path / "report", *split, *words))
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_model_without_a_dataset_is_refused(type_, tmp_path):
+    assert "one MODEL and one DATASET" in error_of(type_("evaluate", "any", "-o", tmp_path / "report"))
+
+
+def test_models_that_take_less_are_asked_less(type_, a_model, a_dataset, tmp_path):
+    a_model.takes = frozenset({"click"})
+    words = ("--split", "all", "--objects", "lesion", "--clicks", 4)
+    assert type_("evaluate", "any", a_dataset, "-o", tmp_path / "report", *words).exit_code == 0
+    assert all(asked.labels.all() for asked in a_model.asked)
+    for protocol, said in (("box", "takes no box"), ("cvpr2025", "takes no negative clicks")):
+        words = ("--split", "all", "--protocol", protocol)
+        assert said in error_of(type_("evaluate", "any", a_dataset, "-o", tmp_path / "other", *words))
