@@ -96,7 +96,7 @@ class DepthFrequencies(nn.Module):
 def add_med_tuning(encoder: Encoder, channels: int, depth: int | None = None, stages: int = 4) -> None:
     """Med-tuning after every block, in place, with a link at the end of each stage.
 
-    depth: tokens along depth, if nothing is said those of the encoder's grid; for a slice encoder the slices of a stack.
+    depth: tokens along depth, by default those of the encoder's grid; for an encoder of slices, the slices of a stack.
     The first link reads the first block, each other one the end of the stage before: so four stages have the four links
     by which the published number of weights comes out.
     """
