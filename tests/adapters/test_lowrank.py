@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from volsam.adapters.lowrank import ChangedProjection, LowRank, add_fact, fold
+from volsam.adapters.lowrank import ChangedProjection, LowRank, add_fact, add_lora, fold
 from volsam.models.encoder import Encoder
 
 
@@ -81,3 +81,24 @@ def test_factors_and_cores_learn_below_a_frozen_layer(a_slice_encoder: Encoder, 
     a_slice_encoder(a_stack)[0].square().sum().backward()
     assert len(tuned) == 6
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in tuned)
+
+
+def test_lora_has_factors_of_its_own_at_every_place_and_begins_at_nothing(
+    a_slice_encoder: Encoder, a_stack: Tensor
+) -> None:
+    plain = copy.deepcopy(a_slice_encoder)
+    with torch.no_grad():
+        before = a_slice_encoder(a_stack)[0]
+        add_lora(a_slice_encoder, rank=2)
+        assert_close(a_slice_encoder(a_stack)[0], before, atol=0, rtol=0)
+    factors = {name: p for name, p in a_slice_encoder.named_parameters() if "factors" in name}
+    assert len(factors) == 2 * 2 * 2
+    assert len({id(p) for p in factors.values()}) == 8
+    for weights in factors.values():
+        nn.init.normal_(weights)
+    with torch.no_grad():
+        changed = a_slice_encoder(a_stack)[0]
+        assert (changed - before).abs().max() > 1e-2
+        fold(a_slice_encoder)
+        assert_close(a_slice_encoder(a_stack)[0], changed, atol=1e-4, rtol=0)
+    assert list(a_slice_encoder.state_dict()) == list(plain.state_dict())

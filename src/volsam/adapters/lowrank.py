@@ -2,7 +2,7 @@
 
 FacT in tensor-train form (Jie and Deng 2023, "FacT: Factor-tuning for lightweight adaptation on vision transformer")
 shares U and V among all layers and gives each place a core S of its own. Without a core, and with factors of their own
-at every place, the same form is LoRA (Hu et al. 2022).
+at every place, the same form is LoRA (Hu et al. 2022), on query and value as in SAMed (Zhang and Liu 2023).
 
 In training the change runs beside the frozen layer. For use, `fold` puts it into the layer's weight: the same
 function at no cost.
@@ -86,8 +86,8 @@ def _part(joint: Tensor, part: str, axis: int) -> Tensor:
     return joint.narrow(axis, "qkv".index(part) * size, size)
 
 
-class SharedFactors(nn.Module):
-    """The factors U (`down`) and V (`up`) that all places share; V begins at zero, so the whole change does."""
+class Factors(nn.Module):
+    """The factors U (`down`) and V (`up`); V begins at zero, so the whole change does."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
@@ -100,13 +100,23 @@ def add_fact(
     encoder: Encoder, rank: int = 32, scale: float = 1.0, dropout: float = 0.1, parts: tuple[str, ...] = ("q", "v")
 ) -> None:
     """FacT on some parts of every attention's projection, in place; the shared factors become `encoder.factors`."""
-    encoder.factors = factors = SharedFactors(encoder.config.width, rank)
+    encoder.factors = factors = Factors(encoder.config.width, rank)
     for attention in _attentions(encoder):
         changes = {
             part: LowRank(factors.down, factors.up, nn.Linear(rank, rank, bias=False), scale=scale, dropout=dropout)
             for part in parts
         }
         attention.add_module("qkv", ChangedProjection(attention.qkv, changes))
+
+
+def add_lora(encoder: Encoder, rank: int = 4, scale: float = 1.0, parts: tuple[str, ...] = ("q", "v")) -> None:
+    """LoRA on some parts of every attention's projection, in place; the factors of all blocks are `encoder.factors`."""
+    width, attentions = encoder.config.width, list(_attentions(encoder))
+    factors = [{part: Factors(width, rank) for part in parts} for _ in attentions]
+    for attention, of_block in zip(attentions, factors, strict=True):
+        changes = {part: LowRank(own.down, own.up, scale=scale) for part, own in of_block.items()}
+        attention.add_module("qkv", ChangedProjection(attention.qkv, changes))
+    encoder.factors = nn.ModuleList(nn.ModuleDict(of_block) for of_block in factors)
 
 
 def fold(encoder: Encoder) -> None:

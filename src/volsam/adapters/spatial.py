@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from einops import rearrange
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from volsam.models.attention import Tokens
+from volsam.models.attention import Shape, Tokens
 from volsam.models.encoder import Encoder
 
 
@@ -20,16 +20,25 @@ class SpatialAdapter(nn.Module):
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
         self.down = nn.Linear(width, channels)
-        self.mix = nn.Conv3d(channels, channels, 3, padding=1, groups=channels)
+        self.mix = Depthwise(channels, (3, 3, 3))
         self.up = nn.Linear(channels, width)
 
     def forward(self, x: Tokens) -> Tokens:
         """The stream with what the surroundings add; same shape."""
-        return x + F.relu(self.up(self._mixed(F.relu(self.down(x)))))
+        return x + F.relu(self.up(F.relu(self.mix(F.relu(self.down(x))))))
 
-    def _mixed(self, x: Tokens) -> Tensor:
+
+class Depthwise(nn.Conv3d):
+    """A convolution of tokens for every channel by itself, nothing beyond the ends of the grid."""
+
+    def __init__(self, channels: int, kernel: Shape) -> None:
+        d, h, w = kernel
+        super().__init__(channels, channels, kernel, padding=(d // 2, h // 2, w // 2), groups=channels)
+
+    def forward(self, x: Tokens) -> Tokens:
+        """Same shape."""
         # Channels stay last in memory: the convolution is eight times faster so.
-        return F.relu(rearrange(self.mix(rearrange(x, "b d h w c -> b c d h w")), "b c d h w -> b d h w c"))
+        return rearrange(super().forward(rearrange(x, "b d h w c -> b c d h w")), "b c d h w -> b d h w c")
 
 
 def add_spatial_adapters(encoder: Encoder, channels: int) -> None:

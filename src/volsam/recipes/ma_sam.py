@@ -173,21 +173,37 @@ def needs_sam(described: Described) -> bool:
 def merge(tuned: Mapping[str, Tensor], sam: Mapping[str, Tensor], image: int = IMAGE) -> dict[str, Tensor]:
     """A whole network from a released file and the SAM checkpoint it was tuned on, under the originals' names.
 
-    Position code and relative tables of the blocks that see everything are resized from SAM's grid to that of slices of
-    `image` pixels, linearly, as MA-SAM does before training. All else in the encoder is SAM's; prompt encoder and mask
-    head come from the tuned file.
+    The encoder is SAM's for slices of `image` pixels; prompt encoder and mask head come from the tuned file.
     """
-    described = Described("the SAM checkpoint", {name: tuple(tensor.shape) for name, tensor in sam.items()})
+    described = _of(sam)
     encoder = encoder_config(described, rank=2)
     _require_same_size(tuned, described, encoder.depth, encoder.width)
-    grid = image // encoder.patch[2]
-    merged = {name: tensor for name, tensor in sam.items() if name.startswith("image_encoder.")}
-    merged["image_encoder.pos_embed"] = _resized_position(merged["image_encoder.pos_embed"], grid)
+    merged = encoder_at(sam, image)
+    return merged | {plain_name(name): tensor for name, tensor in tuned.items()}
+
+
+def encoder_at(sam: Mapping[str, Tensor], image: int) -> dict[str, Tensor]:
+    """The encoder of a SAM checkpoint for slices of `image` pixels, under its own names.
+
+    Position code and relative tables of the blocks that see everything are resized from SAM's grid to that of the
+    slices, linearly, as MA-SAM does before training. All else stays.
+    """
+    encoder = encoder_config(_of(sam), rank=2)
+    patch = encoder.patch[2]
+    if image < patch or image % patch:
+        raise BadInput(f"slices of {image} pixels are not whole patches of {patch}: choose a multiple of {patch}")
+    grid = image // patch
+    resized = {name: tensor for name, tensor in sam.items() if name.startswith("image_encoder.")}
+    resized["image_encoder.pos_embed"] = resized_position(resized["image_encoder.pos_embed"], (grid, grid))
     for block in encoder.wide_blocks:
         for axis in "hw":
             name = f"image_encoder.blocks.{block}.attn.rel_pos_{axis}"
-            merged[name] = _resized_table(merged[name], 2 * grid - 1)
-    return merged | {plain_name(name): tensor for name, tensor in tuned.items()}
+            resized[name] = _resized_table(resized[name], 2 * grid - 1)
+    return resized
+
+
+def _of(sam: Mapping[str, Tensor]) -> Described:
+    return Described("the SAM checkpoint", {name: tuple(tensor.shape) for name, tensor in sam.items()})
 
 
 def _require_same_size(tuned: Mapping[str, Tensor], sam: Described, depth: int, width: int) -> None:
@@ -202,11 +218,12 @@ def _require_same_size(tuned: Mapping[str, Tensor], sam: Described, depth: int, 
         )
 
 
-def _resized_position(position: Float[Tensor, "1 h w c"], grid: int) -> Float[Tensor, "1 y x c"]:
-    if position.shape[1] == grid:
+def resized_position(position: Float[Tensor, "1 h w c"], grid: tuple[int, int]) -> Float[Tensor, "1 y x c"]:
+    """A learned position for another grid (height, width), linearly interpolated."""
+    if position.shape[1:3] == grid:
         return position
     image = rearrange(position, "1 h w c -> 1 c h w")
-    resized = F.interpolate(image, size=(grid, grid), mode="bilinear", align_corners=False)
+    resized = F.interpolate(image, size=grid, mode="bilinear", align_corners=False)
     return rearrange(resized, "1 c h w -> 1 h w c")
 
 

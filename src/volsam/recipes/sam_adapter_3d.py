@@ -6,7 +6,7 @@ Axes are (b c d h w) here and (b c h w d) in the original; a click is (d, h, w) 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 
@@ -148,17 +148,29 @@ def build_encoder(described: Described) -> Encoder:
     """SAM's blocks in 3D windows, with the patches, position, adapters, tables and necks of 3DSAM-adapter."""
     prefix = "image_encoder."
     config, factor = encoder_config(described)
+    rows = [
+        {axis: described.shape(f"{prefix}blocks.{index}.attn.rel_pos_{axis}", 2)[0] for axis in "dhw"}
+        for index in range(config.depth)
+    ]
+    encoder = volume_encoder(config, factor, rows)
+    add_spatial_adapters(encoder, described.shape(f"{prefix}blocks.0.adapter.linear1.weight", 2)[0])
+    return encoder
+
+
+def volume_encoder(config: EncoderConfig, factor: Shape, rows: Sequence[Mapping[str, int]]) -> Encoder:
+    """The encoder without adapters.
+
+    factor: how many times a crop is enlarged along each axis; rows: of the position tables of every block, by axis.
+    They have the length of SAM's windows and are interpolated to ours.
+    """
     d, h, w = config.grid
     encoder = Encoder(config)
     patch: Shape = tuple(n * times for n, times in zip(config.patch, factor, strict=True))  # type: ignore[assignment]
     encoder.patches = MergedSlices(config.width, patch, factor, d)  # type: ignore[assignment]
     encoder.position = nn.Parameter(torch.zeros(1, 1, h, w, config.width))
     encoder.at_taps = nn.ModuleList(Neck(config.width, config.out, config.neck_kernel) for _ in config.taps)
-    add_spatial_adapters(encoder, described.shape(f"{prefix}blocks.0.adapter.linear1.weight", 2)[0])
-    for index, block in enumerate(encoder.blocks):
-        shapes = {axis: described.shape(f"{prefix}blocks.{index}.attn.rel_pos_{axis}", 2) for axis in "dhw"}
-        # Tables have the length of SAM's windows and are interpolated to ours.
-        tables = {axis: torch.zeros(shape) for axis, shape in shapes.items()}
+    for block, of_block in zip(encoder.blocks, rows, strict=True):
+        tables = {axis: torch.zeros(of_block[axis], config.width // config.heads) for axis in "dhw"}
         block.attention.tables = nn.ParameterDict(tables)  # type: ignore[union-attr]
     return encoder
 
