@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.inference.automatic import (
-    AutomaticModel,
+    StackModel,
     StackStyle,
     below_percentile,
     everything,
@@ -235,7 +235,7 @@ def test_a_slice_of_one_value_is_all_dark() -> None:
 
 def test_a_model_knows_its_labels_and_segments() -> None:
     style = StackStyle(1, everything)
-    model = AutomaticModel(bright, "bright", ("background", "grey", "white"), style, EDGE)
+    model = StackModel(bright, "bright", ("background", "grey", "white"), style, EDGE)
     found = model.segment(a_volume(), "axial")
     assert (found.data == segment_slices(bright, a_volume(), style, EDGE, "axial").data).all()
     assert model.labels[int(found.data.max())] == "white"

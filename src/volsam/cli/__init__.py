@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import volsam
-from volsam.cli import bench, data, demo, doctor, evaluate, models, predict, segment, serve
+from volsam.cli import bench, data, demo, doctor, evaluate, models, predict, segment, serve, train
 from volsam.cli.console import Command, Group
 
 app = typer.Typer(
@@ -41,7 +41,16 @@ def start(
     """
 
 
-for command in (segment.segment, predict.predict, evaluate.evaluate, serve.serve, demo.demo, doctor.doctor, bench.bench):
+for command in (
+    segment.segment,
+    predict.predict,
+    train.train,
+    evaluate.evaluate,
+    serve.serve,
+    demo.demo,
+    doctor.doctor,
+    bench.bench,
+):
     app.command(cls=Command)(command)
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")

@@ -123,20 +123,20 @@ def _labelled(model: AutomaticModel, image: Path, target: Path, plane: str, stri
     require_room(read_grid(image), volume_name(image))
     labels = model.segment(read_volume(image), plane, stride=stride)
     write_volume(labels, target)
-    names = {name: number for number, name in enumerate(model.labels)}
+    names = dict(zip(model.labels, model.values, strict=True))
     with replacing(target.parent / "labels.json") as unfinished:
         unfinished.write_text(json.dumps(names, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return _in_words(labels, model.labels)
+    return _in_words(labels, model)
 
 
-def _in_words(labels: Volume, names: tuple[str, ...]) -> str:
+def _in_words(labels: Volume, model: AutomaticModel) -> str:
     """The volume of each label that was found."""
     import numpy as np
 
-    counts = np.bincount(labels.data.ravel(), minlength=len(names))
+    counts = np.bincount(labels.data.ravel(), minlength=max(model.values) + 1)
     found = [
-        f"{name} {counts[number] * labels.grid.voxel_volume / 1000:,.1f} ml"
-        for number, name in enumerate(names)
-        if number and counts[number]
+        f"{name} {counts[value] * labels.grid.voxel_volume / 1000:,.1f} ml"
+        for name, value in zip(model.labels, model.values, strict=True)
+        if value and counts[value]
     ]
     return ", ".join(found) or "nothing found"

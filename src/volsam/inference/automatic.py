@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -53,19 +53,53 @@ class StackStyle:
     limits: Limits
 
 
-class AutomaticModel:
-    """A model without prompts, ready for volumes.
+class AutomaticModel(Protocol):
+    """A model without prompts, ready for volumes: of slices, as `StackModel`, or of windows (`inference.windows`)."""
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A name for each class, the first being background."""
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Of each class in the volumes that `segment` gives."""
+
+    def segment(
+        self,
+        volume: Volume,
+        plane: str = "auto",
+        *,
+        stride: int = 1,
+        progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+    ) -> Volume:
+        """The label of every voxel on the volume's own grid."""
+
+
+class StackModel:
+    """A model of slices, or of stacks of slices.
 
     predict: the network, in evaluation mode on `device`; edge: pixels along the sides of the slices it takes; labels: a
-    name for each class, the first being background.
+    name for each class, the first being background; values: of each class in what is written, 0, 1, 2 if not given.
     """
 
     def __init__(
-        self, predict: Predict, name: str, labels: Sequence[str], style: StackStyle, edge: int, device: str = "cpu"
+        self,
+        predict: Predict,
+        name: str,
+        labels: Sequence[str],
+        style: StackStyle,
+        edge: int,
+        device: str = "cpu",
+        values: Sequence[int] | None = None,
     ) -> None:
         self.predict = predict
         self.name = name
         self.labels = tuple(labels)
+        self.values = tuple(range(len(self.labels))) if values is None else tuple(values)
         self.style = style
         self.edge = edge
         self.device = torch.device(device)
@@ -79,7 +113,7 @@ class AutomaticModel:
         progress: Callable[[Sequence[int]], Iterable[int]] = iter,
     ) -> Volume:
         """The label of every voxel, uint8, on the volume's own grid; see `segment_slices`."""
-        return segment_slices(
+        found = segment_slices(
             self.predict,
             volume,
             self.style,
@@ -90,6 +124,9 @@ class AutomaticModel:
             name=self.name,
             progress=progress,
         )
+        if self.values == tuple(range(len(self.labels))):
+            return found
+        return found.with_data(np.array(self.values, np.uint8 if max(self.values) < 256 else np.uint16)[found.data])
 
 
 def numbered(classes: int) -> tuple[str, ...]:

@@ -170,7 +170,7 @@ class DensePromptNet(nn.Module):
         f2 = self.down2(f1)
         f3 = self.down3(f2)
         deep = self.down4(f3)
-        f3 = self.fused(f3 + _grow(self.fuse(deep)))
+        f3 = self.fused(f3 + grow(self.fuse(deep)))
         keys = tuple(F.normalize(make(tap), dim=1) for make, tap in zip(self.keys, (f1, f2, f3), strict=True))
         return Features(deep, (f0, f1, f2, f3, *keys), image)
 
@@ -189,9 +189,9 @@ class DensePromptNet(nn.Module):
         shared = self._shared_maps(features.image, prompts)
         x3 = self.skips[3](f3) + self.prompts[3](self._maps_at(8, keys[2], shared, prompts))
         x3 = self.blocks[3](x3)
-        x2 = _grow(self.narrow[2](x3)) + self.skips[2](f2) + self.prompts[2](self._maps_at(4, keys[1], shared, prompts))
+        x2 = grow(self.narrow[2](x3)) + self.skips[2](f2) + self.prompts[2](self._maps_at(4, keys[1], shared, prompts))
         x2 = self.blocks[2](x2)
-        x1 = _grow(self.narrow[1](x2)) + self.skips[1](f1) + self.prompts[1](self._maps_at(2, keys[0], shared, prompts))
+        x1 = grow(self.narrow[1](x2)) + self.skips[1](f1) + self.prompts[1](self._maps_at(2, keys[0], shared, prompts))
         x1 = F.gelu(self.blocks[1](x1))
         half = GAIN * self.coarse(x1)
         evidence = self._evidence(x3, x2, half, prompts)
@@ -206,9 +206,9 @@ class DensePromptNet(nn.Module):
         same part, for a caller that refines it many times.
         """
         image = features.image[(..., *part)]
-        state = _grow_part(draft.state, part) + (self.fine_skip(features, part) if skip is None else skip)
+        state = grow_part(draft.state, part) + (self.fine_skip(features, part) if skip is None else skip)
         state = state + self.prompts[0](self._fine_maps(features.image, image, prompts, part))
-        return _grow_part(draft.half, part) + GAIN * self.fine(state)
+        return grow_part(draft.half, part) + GAIN * self.fine(state)
 
     def fine_skip(self, features: Features, part: Part) -> Tensor:
         """What the full-size features contribute in a part, whatever the prompts."""
@@ -267,7 +267,7 @@ class DensePromptNet(nn.Module):
                 *(nearness(moved, labels, sign, size, 1, 2.0) for sign in (1, 0)),
                 *(torch.exp(-2 * difference(image[:, :2], half, points, labels, sign, 2)) for sign in (1, 0)),
                 prompts.box[(..., *part)] if prompts.box is not None else empty,
-                _grow_part(prompts.previous.sigmoid(), part) if prompts.previous is not None else empty,
+                grow_part(prompts.previous.sigmoid(), part) if prompts.previous is not None else empty,
                 image[:, :2],
             ],
             dim=1,
@@ -299,14 +299,14 @@ class DensePromptNet(nn.Module):
         return torch.cat([*pooled, torch.stack(facts, dim=1)], dim=1)
 
 
-def _grow(x: Tensor) -> Tensor:
+def grow(x: Tensor) -> Tensor:
     """Twice the size, trilinear."""
     return F.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)
 
 
-def _grow_part(x: Tensor, part: Part) -> Tensor:
-    """The part `part` (even bounds) of `_grow(x)`, from the part of x that it depends on."""
+def grow_part(x: Tensor, part: Part) -> Tensor:
+    """The part `part` (even bounds) of `grow(x)`, from the part of x that it depends on."""
     around = [(max(cut.start // 2 - 1, 0), cut.stop // 2 + 1) for cut in part]
-    grown = _grow(x[..., slice(*around[0]), slice(*around[1]), slice(*around[2])])
+    grown = grow(x[..., slice(*around[0]), slice(*around[1]), slice(*around[2])])
     inner = [slice(cut.start - 2 * low, cut.stop - 2 * low) for cut, (low, _) in zip(part, around, strict=True)]
     return grown[..., inner[0], inner[1], inner[2]]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from volsam.adapters.freeze import train_only
 from volsam.errors import BadInput
-from volsam.inference.automatic import AutomaticModel, StackStyle, everything, numbered
+from volsam.inference.automatic import StackModel, StackStyle, everything, numbered
 from volsam.models.dense_heads import ConvHead, ConvHeadConfig, LinearHead, LinearHeadConfig
 from volsam.models.encoder import Encoder, EncoderConfig, Image
 from volsam.models.mask_head import HeadConfig, MaskHead
@@ -108,7 +108,7 @@ def automatic(
     device: str = "cpu",
     style: StackStyle = SLICE,
     labels: Sequence[str] | None = None,
-) -> AutomaticModel:
+) -> StackModel:
     """The network, by the first of its heads, behind `volsam predict`.
 
     labels: of every class, background first; those of ACDC, or numbers, where nothing is said.
@@ -116,7 +116,7 @@ def automatic(
     assert isinstance(network, AutoSam)
     network.to(device).eval()
     named = ACDC_LABELS if network.classes == len(ACDC_LABELS) else numbered(network.classes)
-    return AutomaticModel(network, name, labels or named, style, network.config.image[2], device)
+    return StackModel(network, name, labels or named, style, network.config.image[2], device)
 
 
 # --- one network from names and shapes -----------------------------------------------------------------------------

@@ -9,12 +9,12 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
 from volsam.errors import BadFile, BadInput, NotSupported
-from volsam.recipes import ma_sam, store, volsam_s
+from volsam.recipes import ma_sam, runs, store, volsam_s
 from volsam.recipes.checkpoint import Checkpoint, filled, read_checkpoint, require_finite, sizes_fit
 from volsam.recipes.family import Described, Family, family_of, load_families
 
@@ -173,7 +173,14 @@ def recognised(
 
 
 def load(name_or_path: str, device: str) -> Model:
-    """A stored model, or a file of weights that is used without being stored, behind the interface of a session."""
+    """A stored model, a file of weights that is used without being stored, or the folder of a training run, behind the
+    interface of a session.
+    """
+    if runs.is_run(name_or_path):
+        trained = runs.load_run(name_or_path, device)
+        if runs.is_automatic(trained):
+            raise NotSupported(f"{name_or_path} was trained to be automatic and takes no clicks: use `volsam predict`")
+        return cast("Model", trained)
     found = _found(name_or_path)
     if isinstance(found, Checkpoint):
         return volsam_s.build_from(found.tensors, found.where, device)
@@ -182,6 +189,9 @@ def load(name_or_path: str, device: str) -> Model:
 
 def load_automatic(name_or_path: str, device: str) -> AutomaticModel | None:
     """The same of a model without prompts; None if it takes prompts."""
+    if runs.is_run(name_or_path):
+        trained = runs.load_run(name_or_path, device)
+        return trained if runs.is_automatic(trained) else None
     found = _found(name_or_path)
     if isinstance(found, Checkpoint):
         return None

@@ -23,7 +23,7 @@ from volsam.adapters.freeze import train_only
 from volsam.adapters.lowrank import add_fact, fold
 from volsam.adapters.slices import add_slice_mixers
 from volsam.errors import BadInput
-from volsam.inference.automatic import AutomaticModel, StackStyle, below_percentile, numbered, window
+from volsam.inference.automatic import StackModel, StackStyle, below_percentile, numbered, window
 from volsam.models.encoder import Encoder
 from volsam.models.mask_head import MaskHead
 from volsam.models.original_names import from_original
@@ -93,7 +93,7 @@ def automatic(
     device: str = "cpu",
     style: StackStyle = BTCV,
     labels: Sequence[str] | None = None,
-) -> AutomaticModel:
+) -> StackModel:
     """The network behind `volsam predict`; it is changed for that, its factors are folded into SAM's weights.
 
     labels: of every class, background first; those of BTCV, or numbers, where nothing is said.
@@ -103,7 +103,7 @@ def automatic(
     classes = network.config.head.masks
     named = BTCV_LABELS if classes == len(BTCV_LABELS) else numbered(classes)
     network.to(device).eval()
-    return AutomaticModel(network, name, labels or named, style, network.config.encoder.image[2], device)
+    return StackModel(network, name, labels or named, style, network.config.encoder.image[2], device)
 
 
 # --- one network from names and shapes -----------------------------------------------------------------------------

@@ -1,0 +1,234 @@
+"""`volsam train`: a method on a dataset, to a folder that is a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from volsam.cli.console import on_terminal, say, table, track
+from volsam.cli.options import Device
+from volsam.errors import BadFile, BadInput, MissingExtra
+
+if TYPE_CHECKING:
+    from volsam.recipes.runs import Job
+    from volsam.training.loop import Progress
+    from volsam.training.run import Record
+
+MethodName = Annotated[str, typer.Argument(metavar="RECIPE", help="How to train; --list shows all.")]
+DatasetFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="A folder in the layout of nnU-Net v2.")]
+RunOutput = Annotated[
+    Path, typer.Option("-o", "--output", metavar="RUN", help="A folder for the run; a stopped run goes on there.")
+]
+InitOption = Annotated[
+    str | None,
+    typer.Option("--init", metavar="NAME|FILE", help="Weights to begin with, or `none`; each recipe has its own."),
+]
+TrainCases = Annotated[
+    int | None, typer.Option("--train-cases", metavar="N", min=1, help="Learn from so many of the training cases.")
+]
+FoldNumber = Annotated[int, typer.Option("--fold", metavar="K", min=0, help="Which cases are left out.")]
+PatientOption = Annotated[
+    str, typer.Option("--patient", metavar="REGEX", help="What of a case's name tells the patient; else all of it.")
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="Settings, a line each.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may come often.")]
+Board = Annotated[bool, typer.Option("--tensorboard", help="Write the log for TensorBoard as well, into RUN.")]
+
+
+def train(
+    recipe: MethodName,
+    dataset: DatasetFolder,
+    output: RunOutput,
+    init: InitOption = None,
+    train_cases: TrainCases = None,
+    fold: FoldNumber = 0,
+    patient: PatientOption = "",
+    config: ConfigFile = None,
+    settings: SetOption = None,
+    device: Device = "auto",
+    tensorboard: Board = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.")] = False,
+) -> None:
+    """Train a model on a dataset; what comes out is a model for predict, evaluate and segment.
+
+    Example: volsam train adapt Dataset004_Hippocampus -o runs/hippocampus
+    """
+    _require_extra()
+    from volsam.data.dataset import read_dataset
+    from volsam.data.splits import patient_of
+    from volsam.recipes import runs
+    from volsam.recipes.recipe import choose_device
+
+    given = gathered(config, settings or [])
+    found = read_dataset(dataset)
+    seed = int(given.get("seed", 0)) if str(given.get("seed", 0)).lstrip("-").isdigit() else 0
+    cases = runs.choose_cases(found, fold, train_cases, seed, patient_of(patient) if patient else str)
+    job = runs.start(
+        recipe,
+        found,
+        output,
+        settings=given,
+        fold=cases,
+        init=init,
+        device=choose_device(device),
+        progress=lambda items, what: track(items, what) if len(items) > 1 else items,
+    )
+    carry_out(job, tensorboard, dry, test=len(cases.test))
+
+
+def carry_out(job: Job, tensorboard: bool, dry: bool, test: int = 0) -> None:
+    """Say what a run takes, train, and say what came out."""
+    from volsam.recipes import runs
+
+    first = int(os.environ.get("RANK", "0")) == 0
+    record = job.folder.record()
+    if first:
+        for line in _prospect(job, record, runs.prospect(job)):
+            typer.echo(line)
+    if dry:
+        return
+    began = progress_of(job.folder.path) if first else None
+    done = runs.train(job, began, _board(job.folder.path) if tensorboard and first else None)
+    if first:
+        _conclude(job, done, test)
+
+
+def gathered(config: Path | None, pairs: Iterable[str]) -> dict[str, Any]:
+    """Settings of a file and of the command line, which wins."""
+    import yaml
+
+    given: dict[str, Any] = {}
+    if config is not None:
+        try:
+            content = yaml.safe_load(config.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BadFile(f"--config {config}: {error.strerror or 'it cannot be read'}") from None
+        except yaml.YAMLError as error:
+            raise BadInput(f"--config {config} is no YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(content or {}, dict):
+            raise BadInput(f"--config {config} must hold lines such as `max_steps: 500`")
+        given |= content or {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise BadInput(f"--set {pair}: write KEY=VALUE, such as max_steps=500")
+        try:
+            given[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise BadInput(f"--set {pair}: the value is no YAML") from None
+    return given
+
+
+def _prospect(job: Job, record: Record, found: Any) -> list[str]:
+    plan, config = job.plan, job.config
+    spacing = plan.preparation.spacing
+    seen = "their own voxels" if spacing is None else " × ".join(f"{size:.2f}" for size in spacing) + " mm"
+    schedule = f"{config.minutes:g} minutes" if config.minutes else f"{config.max_steps:,} steps"
+    return [
+        f"{job.method.title} on {record.dataset}: {len(plan.labels) - 1} class{'es' * (len(plan.labels) > 2)} "
+        f"({', '.join(plan.labels[1:6])}{', …' * (len(plan.labels) > 6)})",
+        f"cases: {len(record.training)} to learn from, {len(record.validation)} to choose the best weights by",
+        f"seen in {seen}, {' × '.join(map(str, plan.patch))} at once, {config.batch_size} per step, {schedule}",
+        f"weights: {found.trained:,} learn, {found.frozen:,} are frozen"
+        + (f"; begins with {record.init.name}" if record.init.name else ""),
+        f"expected: about {found.memory:.1f} GB of memory, {_minutes(found.seconds)} on {job.device}",
+    ]
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def progress_of(folder: Path) -> Callable[[Progress], None]:
+    """Progress: a bar on a terminal, and a line for every tenth of the way otherwise."""
+    if on_terminal():
+        return _bar()
+    told = [-1]
+
+    def tell(now: Progress) -> None:
+        tenth = int(10 * now.part)
+        if tenth > told[0] or now.part >= 1:
+            told[0] = tenth
+            say(
+                f"step {now.step:,}: loss {now.loss:.3f}, {now.step / max(now.seconds, 1e-9):.2f} steps/s, "
+                f"{_minutes(now.left)} left"
+            )
+
+    return tell
+
+
+def _bar() -> Callable[[Progress], None]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.3f}"),
+        BarColumn(),
+        TextColumn("{task.fields[rate]:.1f} steps/s"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar.start()
+    line = bar.add_task("training", total=1.0, step=0, loss=0.0, rate=0.0)
+
+    def tell(now: Any) -> None:
+        rate = now.step / max(now.seconds, 1e-9)
+        bar.update(line, completed=min(1.0, now.part), step=now.step, loss=now.loss, rate=rate)
+        if now.part >= 1:
+            bar.stop()
+
+    return tell
+
+
+def _board(folder: Path) -> Callable[[Mapping[str, float], int], None]:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    writer = SummaryWriter(str(folder))
+
+    def board(values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return board
+
+
+def _conclude(job: Job, done: Record, test: int) -> None:
+    rows = [["steps", f"{done.steps:,}"], ["minutes", f"{done.minutes:.1f}"]]
+    if done.best is not None:
+        rows.append([f"Dice of {len(done.validation)} validation cases", f"{done.best:.3f}"])
+    table(["trained", job.folder.path.name], rows)
+    typer.echo(f"the model: {job.folder.path}")
+    own = job.folder.path / "splits.json"
+    if test and own.is_file():
+        typer.echo(
+            f"score it on the {test} cases that it never saw: "
+            f"volsam evaluate {job.folder.path} DATASET -o report --split {own}"
+        )
+
+
+def _require_extra() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("lightning") is None:
+        raise MissingExtra("training", "train")
+
+
+def methods() -> None:
+    """List the recipes that `volsam train` knows."""
+    table(["recipe", "method", "begins with", "source"], listed())
+
+
+def listed() -> list[list[str]]:
+    """Every method with its paper, for a table."""
+    from volsam.recipes.method import load_methods
+
+    known = load_methods()
+    return [[name, known[name].title, known[name].init or "nothing", known[name].source] for name in known]

@@ -1,0 +1,186 @@
+"""How volumes are brought to a network that is trained on a dataset: one voxel size, one order of axes, one scale.
+
+The same `Preparation` is used in training, where its results are kept on disk, and whenever the trained network meets a
+new volume; it is stored with the weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from volsam.data.dataset import Case, read_image, read_label
+from volsam.data.files import replacing
+from volsam.data.io import read_grid
+from volsam.errors import BadInput
+from volsam.geometry import Grid, resample
+from volsam.volume import Volume
+
+# Changes when what is kept on disk would be another thing for the same settings.
+FORMAT = 1
+# Voxels of a class that are remembered to draw patches around.
+PLACES = 4096
+# At most this many voxels of a volume are looked at to find percentiles.
+SAMPLE = 1 << 18
+
+
+class Preparation(BaseModel, frozen=True, extra="forbid"):
+    """Where and how a network sees a volume."""
+
+    spacing: tuple[float, float, float] | None = None
+    """Voxel size in mm along the three axes of `axes`; None keeps each volume's own."""
+    axes: str = "RAS"
+    """Where the axes of an array point, as near as the volume's own axes allow."""
+    scaling: Literal["zscore", "window", "unclipped"] = "zscore"
+    """zscore: each channel of a volume, clipped to its percentiles 0.5 and 99.5, to mean 0 and spread 1; window:
+    clipped to `window`, then (value - mean) / spread; unclipped: as zscore, but nothing is lost, for networks that
+    scale what they look at by themselves."""
+    window: tuple[float, float] | None = None
+    """Intensities, such as HU, between which all lies after clipping."""
+    mean: float = 0.0
+    """Of the window, in the unit of the scan."""
+    spread: float = 1.0
+    """Of the window, in the unit of the scan."""
+
+    def grid(self, grid: Grid) -> Grid:
+        """The voxels in which a volume on `grid` is seen: all of it."""
+        own = grid.reoriented(self.axes)
+        spacing = own.spacing if self.spacing is None else np.array(self.spacing)
+        shape = np.maximum(1, np.ceil(own.shape * own.spacing / spacing - 0.05).astype(int))
+        middle = grid.to_world((np.array(grid.shape) - 1) / 2)
+        return grid.around(middle, [int(size) for size in shape], [float(size) for size in spacing], self.axes)
+
+    def image(self, volume: Volume) -> NDArray[np.float32]:
+        """(c, d, h, w), every channel of the volume on `self.grid(volume.grid)`."""
+        target = self.grid(volume.grid)
+        channels = [np.asarray(resample(data, volume.grid, target, mode="area"), np.float32) for data in volume.data]
+        return np.stack([self._scaled(values) for values in channels])
+
+    def label(self, values: NDArray[np.integer], grid: Grid, wanted: Sequence[int]) -> NDArray[np.uint8]:
+        """(d, h, w): the place in `wanted` of every voxel's value; of several in one voxel, the one that fills most."""
+        target = self.grid(grid)
+        best = np.full(target.shape, 0.5, np.float32)
+        found = np.zeros(target.shape, np.uint8)
+        for index, value in enumerate(wanted):
+            if index == 0:
+                continue
+            share = np.asarray(resample((values == value).astype(np.float32), grid, target, mode="area"), np.float32)
+            found[share >= best] = index
+            best = np.maximum(best, share)
+        return found
+
+    def _scaled(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.scaling == "window":
+            if self.window is None:
+                raise BadInput("a preparation by window needs its two ends: set `window`")
+            return (np.clip(values, *self.window) - self.mean) / self.spread
+        sample = values.reshape(-1)[:: max(1, values.size // SAMPLE)]
+        low, high = np.percentile(sample, (0.5, 99.5))
+        clipped = np.clip(values, low, high)
+        shown = values if self.scaling == "unclipped" else clipped
+        return (shown - clipped.mean()) / max(float(clipped.std()), 1e-6)
+
+
+def spacing_of(cases: Iterable[Case], axes: str, voxels: int) -> tuple[float, float, float]:
+    """The voxel size in mm (along `axes`) to see a dataset in: the median of its own, and coarser where its median
+    volume would hold more than `voxels`; the finest axes grow first, until all are equal.
+    """
+    spacing, extent = _median(cases, axes)
+    while np.prod(extent / spacing) > voxels:
+        finest = spacing <= spacing.min() * 1.001
+        spacing = np.where(finest, spacing * 1.05, spacing)
+    return tuple(round(float(size), 4) for size in spacing)  # type: ignore[return-value]
+
+
+def patch_of(
+    cases: Iterable[Case], axes: str, spacing: Sequence[float], edge: int, multiple: int
+) -> tuple[int, int, int]:
+    """Voxels to look at together: `edge` along each axis, or fewer where the median volume has no more than that."""
+    _, extent = _median(cases, axes)
+    wanted = np.ceil(extent / np.array(spacing) / multiple) * multiple
+    return tuple(int(size) for size in np.minimum(edge, np.maximum(wanted, multiple)))  # type: ignore[return-value]
+
+
+def _median(cases: Iterable[Case], axes: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Voxel size and extent, mm, of the median case."""
+    grids = [read_grid(case.images[0]).reoriented(axes) for case in cases]
+    spacing = np.median([grid.spacing for grid in grids], axis=0)
+    return spacing, np.median([grid.spacing * grid.shape for grid in grids], axis=0)
+
+
+# --- kept on disk ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case as a network sees it; the arrays are read from disk where they are touched.
+
+    image: (c, d, h, w), half precision; label: (d, h, w), the class of every voxel; places: for each class but the
+    background, some of its voxels (n, 3).
+    """
+
+    name: str
+    image: NDArray[np.float16]
+    label: NDArray[np.uint8]
+    places: tuple[NDArray[np.int32], ...]
+
+
+def prepare(
+    cases: Sequence[Case],
+    preparation: Preparation,
+    values: Sequence[int],
+    folder: Path,
+    progress: Callable[[Sequence[Case]], Iterable[Case]] = iter,
+) -> list[Prepared]:
+    """Every case, made once and kept below `folder` for the next time.
+
+    Args:
+        cases: labelled ones.
+        preparation: how they are seen.
+        values: of the label in the files, background first; a class is a place in this list.
+        folder: where results are kept.
+        progress: passes on the cases, and may show how far it is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_prepared(case, preparation, values, folder) for case in progress(cases)]
+
+
+def fingerprint(cases: Iterable[Case]) -> str:
+    """Of the files of some cases, by name, size and time of change; 16 hexadecimal digits."""
+    digest = blake2b(digest_size=8)
+    for case in cases:
+        for path in (*case.images, *([case.label] if case.label else [])):
+            about = path.stat()
+            digest.update(f"{case.name} {path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _prepared(case: Case, preparation: Preparation, values: Sequence[int], folder: Path) -> Prepared:
+    told = json.dumps([FORMAT, preparation.model_dump(mode="json"), list(values), str(case.images[0].resolve())])
+    key = blake2b(f"{told} {fingerprint([case])}".encode(), digest_size=12).hexdigest()
+    image_file, label_file = (folder / f"{key}-{what}.npy" for what in ("image", "label"))
+    if not (image_file.is_file() and label_file.is_file()):
+        volume = read_image(case)
+        image = preparation.image(volume).astype(np.float16)
+        label = preparation.label(read_label(case, volume.grid), volume.grid, values)
+        for path, array in ((image_file, image), (label_file, label)):
+            with replacing(path) as unfinished, unfinished.open("wb") as file:
+                np.save(file, array)
+    label = np.load(label_file, mmap_mode="r")
+    return Prepared(case.name, np.load(image_file, mmap_mode="r"), label, _places(label, len(values)))
+
+
+def _places(label: NDArray[np.uint8], classes: int) -> tuple[NDArray[np.int32], ...]:
+    found = []
+    for index in range(1, classes):
+        voxels = np.argwhere(label == index)
+        found.append(voxels[:: max(1, len(voxels) // PLACES)].astype(np.int32))
+    return tuple(found)

@@ -1,0 +1,111 @@
+"""Methods that can be trained: what each makes of a dataset, which network it trains, on what, and what comes out.
+
+`volsam train` knows a method by its name and nothing else; each family of methods is one module of `volsam.recipes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import Tensor, nn
+
+from volsam.data.dataset import Case, Dataset
+from volsam.data.preparation import Preparation, Prepared
+from volsam.registry import Registry
+from volsam.training.augment import Augment
+from volsam.training.config import TrainConfig
+from volsam.training.items import Items
+from volsam.training.run import Plan
+
+if TYPE_CHECKING:
+    from volsam.inference.automatic import AutomaticModel
+    from volsam.inference.session import Model
+
+    Trained: TypeAlias = AutomaticModel | Model
+
+Weights: TypeAlias = Mapping[str, Tensor]
+Show: TypeAlias = Callable[[Sequence[int]], Iterable[int]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train.
+
+    name: what a user types; title: what it is called in its paper; source: the paper; config: the settings it has,
+    with its own defaults; init: the weights it begins with where the user names none, a model's name or "" for none;
+    plan: what it makes of a dataset and its training cases; network: the network, with `requires_grad` set as the
+    method has it, from the plan, the settings and the weights to begin with; task: what is learnt from a batch;
+    items: what the network is shown; groups: which weights learn, and at which part of the rate; model: the trained
+    network behind the interface of `volsam predict` or of a session.
+    """
+
+    name: str
+    title: str
+    source: str
+    config: type[TrainConfig]
+    init: str
+    plan: Callable[[Dataset, Sequence[Case], Any], Plan]
+    network: Callable[[Plan, Any, Weights | None], nn.Module]
+    task: Callable[[nn.Module, Plan, Any], nn.Module]
+    items: Callable[[Sequence[Prepared], Plan, Any, nn.Module, str, Show], Items]
+    model: Callable[[nn.Module, Plan, Any, str, str], Any]
+    groups: Callable[[nn.Module, Any], list[tuple[list[nn.Parameter], float]]]
+
+
+methods: Registry[Method] = Registry("method")
+
+
+def load_methods() -> Registry[Method]:
+    """All methods: importing a recipe registers its own."""
+    import volsam.recipes.adapt
+    import volsam.recipes.plain_networks  # noqa: F401
+
+    return methods
+
+
+# --- what several methods share --------------------------------------------------------------------------------------
+
+
+def all_alike(network: nn.Module, _: Any) -> list[tuple[list[nn.Parameter], float]]:
+    """One group of everything that learns."""
+    return [([parameter for parameter in network.parameters() if parameter.requires_grad], 1.0)]
+
+
+def classes_of(dataset: Dataset) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and values of the classes, background first."""
+    objects = sorted(dataset.objects.items(), key=lambda item: item[1])
+    return ("background", *(name for name, _ in objects)), (0, *(value for _, value in objects))
+
+
+def flippable(labels: Iterable[str]) -> bool:
+    """Whether a mirror image still has the right labels."""
+    return not any(word in label.lower() for label in labels for word in ("left", "right"))
+
+
+def plan_of(dataset: Dataset, preparation: Preparation, patch: tuple[int, int, int], config: TrainConfig) -> Plan:
+    """A plan with the classes and channels of a dataset."""
+    labels, values = classes_of(dataset)
+    return Plan(
+        labels=labels,
+        values=values,
+        channels=len(dataset.channels),
+        preparation=preparation,
+        patch=patch,
+        flip=flippable(labels) if config.flip is None else config.flip,
+    )
+
+
+def augment_of(plan: Plan, config: TrainConfig, *, slices: bool = False) -> Augment:
+    """What items of a plan may be changed to."""
+    axes = (1, 2) if slices else (0, 1, 2)
+    return Augment(config.augment, axes if plan.flip else (), (0,) if slices else (0, 1, 2))
+
+
+def cache_folder() -> Path:
+    """Where prepared cases are kept."""
+    from volsam.recipes.store import home
+
+    return home() / "prepared"

@@ -1,0 +1,161 @@
+"""Networks to compare with, trained from nothing: MONAI's UNet, DynUNet, SwinUNETR, UNETR and MedNeXt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from volsam.data.dataset import Case, Dataset
+from volsam.data.preparation import Preparation, Prepared, patch_of, spacing_of
+from volsam.recipes.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
+from volsam.training.config import TrainConfig
+from volsam.training.items import Items, Patches
+from volsam.training.losses import dice_and_cross_entropy
+from volsam.training.run import Plan
+from volsam.training.tasks import LabelTask
+
+if TYPE_CHECKING:
+    from volsam.inference.windows import WindowModel
+
+
+class PlainConfig(TrainConfig, frozen=True):
+    """Settings of a network that is trained from nothing."""
+
+    max_steps: PositiveInt = 2000
+    learning_rate: float = 1e-3
+    edge: PositiveInt = 64
+    """Most voxels of what is looked at along each axis, a multiple of 32."""
+    voxels: PositiveInt = 96**3
+    """A volume is seen so coarsely that it holds about so many voxels."""
+    spacing: tuple[float, float, float] | None = None
+    """Voxel size in mm in which volumes are seen; None: as `voxels` says."""
+    width: PositiveInt = 16
+    """Channels of the first level; deeper ones have more."""
+
+
+def plan(dataset: Dataset, cases: Sequence[Case], config: PlainConfig) -> Plan:
+    """Volumes as coarse as the settings say, with mean 0 and spread 1."""
+    spacing = config.spacing or spacing_of(cases, "RAS", config.voxels)
+    patch = patch_of(cases, "RAS", spacing, config.edge, 32)
+    return plan_of(dataset, Preparation(spacing=spacing), patch, config)
+
+
+def items(
+    cases: Sequence[Prepared], plan: Plan, config: PlainConfig, network: nn.Module, device: str, show: Show
+) -> Items:
+    """Cubes of the volume."""
+    return Patches(cases, plan.patch, augment_of(plan, config), config.seed)
+
+
+def task(network: nn.Module, plan: Plan, config: PlainConfig) -> nn.Module:
+    """Dice and cross-entropy of all classes."""
+    return LabelTask(network, dice_and_cross_entropy())
+
+
+def model(network: nn.Module, plan: Plan, config: PlainConfig, name: str, device: str) -> WindowModel:
+    """The network in windows."""
+    from volsam.inference.windows import WindowModel
+
+    return WindowModel(network, name, plan.labels, plan.values, plan.preparation, plan.patch, plan.channels, device)
+
+
+# --- the networks ----------------------------------------------------------------------------------------------------
+
+
+def unet(plan: Plan, config: PlainConfig) -> nn.Module:
+    """A residual U-Net of five levels."""
+    from monai.networks.nets.unet import UNet
+
+    widths = [config.width * 2**level for level in range(5)]
+    return UNet(
+        3, plan.channels, len(plan.labels), widths, (2, 2, 2, 2), num_res_units=2, norm=("instance", {"affine": True})
+    )
+
+
+def dynunet(plan: Plan, config: PlainConfig) -> nn.Module:
+    """nnU-Net's topology, without its planner and its training."""
+    from monai.networks.nets.dynunet import DynUNet
+
+    widths = [min(320, 2 * config.width * 2**level) for level in range(5)]
+    return DynUNet(
+        3, plan.channels, len(plan.labels), [3] * 5, [1, 2, 2, 2, 2], [2] * 4, filters=widths, res_block=False
+    )
+
+
+def swin_unetr(plan: Plan, config: PlainConfig) -> nn.Module:
+    """Swin UNETR; the paper has 48 channels (`--set width=48`)."""
+    from monai.networks.nets.swin_unetr import SwinUNETR
+
+    return SwinUNETR(plan.channels, len(plan.labels), feature_size=12 * max(1, config.width // 12), use_v2=True)
+
+
+def unetr(plan: Plan, config: PlainConfig) -> nn.Module:
+    """UNETR with a smaller transformer than the paper's: 12 times `width` channels (768 with width 64)."""
+    from monai.networks.nets.unetr import UNETR
+
+    return UNETR(
+        plan.channels,
+        len(plan.labels),
+        plan.patch,
+        feature_size=config.width,
+        hidden_size=12 * config.width,
+        mlp_dim=48 * config.width,
+        num_heads=12,
+    )
+
+
+def mednext(plan: Plan, config: PlainConfig) -> nn.Module:
+    """MedNeXt, size S with width 32."""
+    from monai.networks.nets.mednext import MedNeXt
+
+    return MedNeXt(3, init_filters=config.width, in_channels=plan.channels, out_channels=len(plan.labels))
+
+
+class _OneOutput(nn.Module):
+    """A network of which only the finest of several outputs is wanted."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.inner = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(b c d h w) -> (b k d h w)."""
+        found = self.inner(image)
+        return found[0] if isinstance(found, (list, tuple)) else found
+
+
+def _built(
+    make: Callable[[Plan, PlainConfig], nn.Module], plan: Plan, config: PlainConfig, _: Weights | None
+) -> nn.Module:
+    return _OneOutput(make(plan, config))
+
+
+NETWORKS: dict[str, tuple[str, str, Callable[[Plan, PlainConfig], nn.Module]]] = {
+    "unet": ("U-Net", "Ronneberger et al. 2015; MONAI's residual 3D form", unet),
+    "dynunet": ("DynUNet", "Isensee et al. 2021, the topology of nnU-Net; MONAI", dynunet),
+    "swin-unetr": ("Swin UNETR", "Hatamizadeh et al. 2022; MONAI", swin_unetr),
+    "unetr": ("UNETR", "Hatamizadeh et al. 2022; MONAI", unetr),
+    "mednext": ("MedNeXt", "Roy et al. 2023; MONAI", mednext),
+}
+
+for _name, (_title, _source, _make) in NETWORKS.items():
+    methods.add(
+        _name,
+        Method(
+            name=_name,
+            title=_title,
+            source=_source,
+            config=PlainConfig,
+            init="",
+            plan=plan,
+            network=partial(_built, _make),
+            task=task,
+            items=items,
+            model=model,
+            groups=all_alike,
+        ),
+    )

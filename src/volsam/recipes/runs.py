@@ -1,0 +1,356 @@
+"""From a dataset to a trained model: choose cases, prepare them, train, validate; and back from a run's folder."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from volsam.data.dataset import FOLDERS, Case, Dataset, read_image, read_label
+from volsam.data.preparation import Prepared, fingerprint, prepare
+from volsam.data.splits import NAME as SPLITS
+from volsam.data.splits import Fold, make_folds, read_splits, write_splits
+from volsam.errors import BadFile, BadInput
+from volsam.evaluation.metrics import dice
+from volsam.recipes.method import Method, Weights, cache_folder, load_methods
+from volsam.training.config import TrainConfig, configured
+from volsam.training.items import Items
+from volsam.training.loop import Progress, State, fit
+from volsam.training.run import Init, Plan, Record, RunFolder, counts
+
+if TYPE_CHECKING:
+    from volsam.inference.automatic import AutomaticModel
+    from volsam.inference.session import Model
+    from volsam.recipes.method import Trained
+
+# Of a dataset without a splits file, one case in so many is left for the test, and one for validation.
+FOLDS = 5
+# A run's own file of cases, when the dataset has none.
+OWN_SPLITS = "splits.json"
+
+
+# --- which cases -----------------------------------------------------------------------------------------------------
+
+
+def choose_cases(
+    dataset: Dataset, fold: int, limit: int | None, seed: int, patient: Callable[[str], str] = lambda name: name
+) -> Fold:
+    """The cases to train on, to choose by, and to leave for the test.
+
+    Args:
+        dataset: its splits_final.json decides where there is one. Else all cases are dealt out in folds, patients
+            whole; what is tested in a fold is neither learnt from nor chosen by, unless the dataset has a test part
+            of its own.
+        fold: which one, from 0.
+        limit: learn from so many training cases only, drawn by `seed`.
+        seed: of the draw; the same seed gives growing sets that hold one another.
+        patient: tells from a case's name whose it is.
+    """
+    names = [case.name for case in dataset.cases if case.label is not None]
+    if not names:
+        raise BadInput(f"{dataset.folder} has no labelled case: labels lie in {FOLDERS['training'][1]}")
+    found = _dealt(dataset, names, fold, patient)
+    train = list(found.train)
+    if not train:
+        raise BadInput(f"fold {fold} of {dataset.folder} has no case to train on")
+    if limit is not None:
+        if limit > len(train):
+            raise BadInput(f"--train-cases {limit}: fold {fold} of {dataset.name} has {len(train)} training cases")
+        np.random.default_rng(seed).shuffle(train)
+        train = sorted(train[:limit])
+    return Fold(tuple(train), found.val, found.test)
+
+
+def _dealt(dataset: Dataset, names: Sequence[str], fold: int, patient: Callable[[str], str]) -> Fold:
+    path = dataset.folder / SPLITS
+    if path.is_file():
+        folds = read_splits(path)
+        if not 0 <= fold < len(folds):
+            raise BadInput(f"--fold {fold}: {path} has the folds 0 to {len(folds) - 1}")
+        return folds[fold]
+    patients = len({patient(name) for name in names})
+    if patients < 3:  # too few to leave any out
+        return Fold(tuple(sorted(names)))
+    folds = make_folds(names, min(FOLDS, patients), 0, patient)
+    if not 0 <= fold < len(folds):
+        raise BadInput(f"--fold {fold}: {dataset.name} is dealt out in {len(folds)} folds, 0 to {len(folds) - 1}")
+    if (dataset.folder / FOLDERS["test"][1]).is_dir():
+        return folds[fold]
+    held = set(folds[fold].val)
+    val = folds[(fold + 1) % len(folds)].val
+    return Fold(tuple(sorted(set(names) - held - set(val))), val, tuple(sorted(held)))
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What a run will take, found out by one step of it."""
+
+    trained: int
+    frozen: int
+    seconds: float
+    """Of all steps together."""
+    memory: float
+    """GB of the process at its peak: of the device where it has memory of its own."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run needs, ready to begin or to go on."""
+
+    method: Method
+    config: TrainConfig
+    plan: Plan
+    network: nn.Module
+    task: nn.Module
+    items: Items
+    validation: tuple[Case, ...]
+    folder: RunFolder
+    device: str
+
+
+def start(
+    name: str,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    settings: Mapping[str, Any],
+    fold: Fold,
+    init: str | None = None,
+    device: str = "cpu",
+    progress: Callable[[Sequence[Any], str], Iterable[Any]] = lambda items, _: items,
+) -> Job:
+    """A run made ready: cases prepared, network built, its folder begun. The same call goes on with a stopped run."""
+    method = _method(name)
+    config = configured(method.config, settings)
+    known = {case.name: case for case in dataset.cases}
+    missing = [case for case in (*fold.train, *fold.val) if case not in known]
+    if missing:
+        raise BadInput(f"{dataset.folder} has no case {missing[0]!r}, which its splits name")
+    training, validation = ([known[case] for case in part] for part in (fold.train, fold.val))
+    weights, began = initial(method, init)
+    plan = method.plan(dataset, training, config)
+    if len(plan.labels) < 2:
+        raise BadInput(
+            f"{dataset.folder / 'dataset.json'} names no label but the background: there is nothing to learn"
+        )
+    torch.manual_seed(config.seed)
+    network = method.network(plan, config, weights)
+    run = RunFolder(folder)
+    trained, frozen = counts(network)
+    record = Record(
+        method=name,
+        config=config.model_dump(mode="json"),
+        plan=plan,
+        init=began,
+        dataset=dataset.name,
+        training=fold.train,
+        validation=fold.val,
+        fingerprint=fingerprint([*training, *validation]),
+        licence=began.licence,
+        trained=trained,
+        frozen=frozen,
+        versions={"volsam": _volsam(), "torch": torch.__version__, "python": platform.python_version()},
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    _begin(run, record)
+    if not (dataset.folder / SPLITS).is_file() and fold.test:
+        write_splits([fold], folder / OWN_SPLITS)
+    values = plan.values
+    prepared = prepare(training, plan.preparation, values, cache_folder(), lambda cases: progress(cases, "preparing"))
+    _require_objects(prepared, plan, dataset)
+    network.to(device)
+    items = method.items(prepared, plan, config, network, device, lambda numbers: progress(numbers, "encoding slices"))
+    return Job(method, config, plan, network, method.task(network, plan, config), items, tuple(validation), run, device)
+
+
+def prospect(job: Job) -> Prospect:
+    """Make one step without learning from it, and foretell the rest."""
+    from torch.utils.data import default_collate
+
+    own = max(1, job.config.batch_size // job.config.accumulate)
+    batch = {name: value.to(job.device) for name, value in default_collate([job.items[i] for i in range(own)]).items()}
+    cuda = job.device.startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(job.device)
+    job.task.train()
+    buffers = {name: value.clone() for name, value in job.task.named_buffers()}
+    seconds = []
+    for _ in range(2):  # the first one is slower than those that follow
+        began = perf_counter()
+        job.task(batch)["loss"].backward()
+        if cuda:
+            torch.cuda.synchronize(job.device)
+        seconds.append(perf_counter() - began)
+    job.task.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, value in job.task.named_buffers():
+            value.copy_(buffers[name])
+    trained, frozen = counts(job.network)
+    # AdamW keeps two numbers of four bytes for every weight that learns.
+    moments = 8 * trained / 1e9
+    memory = torch.cuda.max_memory_allocated(job.device) / 1e9 if cuda else _peak()
+    steps = seconds[-1] * job.config.accumulate * job.config.max_steps
+    return Prospect(trained, frozen, 60 * job.config.minutes if job.config.minutes else steps, memory + moments)
+
+
+def train(
+    job: Job,
+    tell: Callable[[Progress], None] | None = None,
+    board: Callable[[Mapping[str, float], int], None] | None = None,
+) -> Record:
+    """Train, or go on; returns what is known of the run in the end."""
+    validate = None
+    if job.validation:
+        cases = job.validation
+        job_model = _as_model(job)
+        validate = lambda _: float(np.mean([score(job_model, case, job.plan) for case in cases]))  # noqa: E731
+    state: State = fit(
+        job.task,
+        job.items,
+        job.config,
+        job.folder,
+        groups=job.method.groups(job.network, job.config),
+        validate=validate,
+        tell=tell,
+        board=board,
+        device=job.device,
+    )
+    found = job.folder.record().model_copy(
+        update={"best": state.best, "steps": state.step, "minutes": round(state.seconds / 60, 3), "done": True}
+    )
+    if int(os.environ.get("RANK", "0")) == 0:
+        job.folder.write(found)
+    return found
+
+
+def score(model: Trained, case: Case, plan: Plan) -> float:
+    """Mean Dice of the objects that a case has, by an automatic model, or after one click by a promptable one."""
+    volume = read_image(case)
+    target = read_label(case, volume.grid)
+    present = [value for value in plan.values[1:] if (target == value).any()]
+    if is_automatic(model):
+        found = model.segment(volume).data[0]
+        return float(np.mean([dice(found == value, target == value) for value in present or plan.values[1:]]))
+    from volsam.data.simulate import first_click
+    from volsam.inference.session import Session
+
+    scores = []
+    for value in present:
+        session = Session(cast("Model", model), volume)
+        session.add(first_click(target == value, volume.grid))
+        scores.append(dice(session.mask.data[0] > 0, target == value))
+    return float(np.mean(scores)) if scores else 1.0
+
+
+def _as_model(job: Job) -> Trained:
+    found: Trained = job.method.model(job.network, job.plan, job.config, job.folder.path.name, job.device)
+    return found
+
+
+def _begin(run: RunFolder, record: Record) -> None:
+    """Write what is known, or make sure that a stopped run is this one."""
+    if not run.begun:
+        run.start(record)
+        return
+    before = run.record()
+    settings = {f"setting {key}": (before.config.get(key), value) for key, value in record.config.items()}
+    for what, (old, new) in {
+        "method": (before.method, record.method),
+        **settings,
+        "choice of cases": (", ".join(before.training), ", ".join(record.training)),
+        "files of the dataset": (before.fingerprint, record.fingerprint),
+        "weights to begin with": (before.init.sha256, record.init.sha256),
+    }.items():
+        if old != new:
+            raise BadInput(
+                f"{run.path} holds a run with another {what} ({old}, now {new}): give another folder with -o"
+            )
+
+
+def _require_objects(cases: Sequence[Prepared], plan: Plan, dataset: Dataset) -> None:
+    if not any(len(places) for case in cases for places in case.places):
+        raise BadInput(
+            f"no training case of {dataset.name} holds a voxel of {', '.join(plan.labels[1:])}: "
+            f"see `volsam data check {dataset.folder}`"
+        )
+
+
+def _method(name: str) -> Method:
+    return load_methods()[name]
+
+
+def _volsam() -> str:
+    return version("volsam")
+
+
+def _peak() -> float:
+    """Highest memory of this process so far, GB."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+# --- weights to begin with, and trained ones -------------------------------------------------------------------------
+
+
+def initial(method: Method, named: str | None) -> tuple[Weights | None, Init]:
+    """The weights that a run begins with: of a name, or of a file; None where a method begins from nothing."""
+    wanted = method.init if named is None else named
+    if wanted in ("", "none"):
+        return None, Init(name="", licence="trained on the dataset alone")
+    from safetensors.torch import load_file
+
+    from volsam.recipes import store
+    from volsam.recipes.checkpoint import read_checkpoint
+    from volsam.recipes.recipe import recipes
+
+    store._shipped()
+    if wanted in recipes and (weights := recipes[wanted].weights) is not None:
+        return load_file(weights), Init(name=wanted, sha256=store.checksum(weights), licence=recipes[wanted].licence)
+    if store.is_stored(wanted):
+        model = store.stored(wanted)
+        return load_file(model.weights), Init(name=wanted, sha256=model.card.sha256, licence=model.card.licence)
+    path = Path(wanted)
+    if not path.is_file():
+        raise store.unknown(wanted) if not path.suffix else BadFile(f"--init {wanted}: there is no such file")
+    found = read_checkpoint(path)
+    return found.tensors, Init(name=str(path.resolve()), sha256=found.sha256, licence="as of the weights it began with")
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is the folder of a training run."""
+    return RunFolder(Path(path)).begun
+
+
+def is_automatic(model: Trained) -> TypeGuard[AutomaticModel]:
+    """Whether a model labels volumes by itself."""
+    return hasattr(model, "segment")
+
+
+def load_run(path: str | os.PathLike[str], device: str) -> Trained:
+    """The model of a run, by its best weights."""
+    run = RunFolder(Path(path))
+    record = run.record()
+    method = _method(record.method)
+    config = method.config.model_validate(dict(record.config))
+    weights, began = initial(method, record.init.name)
+    if began.sha256 != record.init.sha256:
+        raise BadFile(f"{path} began with {record.init.name}, and these weights have changed since: bring them back")
+    network = method.network(record.plan, config, weights)
+    run.load(network)
+    found: Trained = method.model(network.eval(), record.plan, config, run.path.resolve().name, device)
+    return found

@@ -1,0 +1,101 @@
+"""Changes of what is shown, by MONAI's transforms: of places (image and label alike) and of values (image alone)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+class Augment:
+    """How items differ from what is in the files.
+
+    Args:
+        strength: see `TrainConfig.augment`.
+        flip: axes (of d h w) along which mirror images may be shown.
+        turn: axes about which items are turned freely; those of slices turn about their first axis alone.
+    """
+
+    def __init__(
+        self,
+        strength: Literal["none", "light", "full"] = "full",
+        flip: tuple[int, ...] = (0, 1, 2),
+        turn: tuple[int, ...] = (0, 1, 2),
+    ) -> None:
+        self.strength = strength
+        self.flip = flip
+        self.turn = turn
+
+    def places(
+        self,
+        image: NDArray[np.float32],
+        label: NDArray[np.uint8],
+        known: NDArray[np.bool_],
+        random: np.random.Generator,
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:
+        """Turned, zoomed and mirrored: image (c d h w), label (d h w) and where the volume is (d h w)."""
+        if self.strength == "none":
+            return image, label, known
+        if self.strength == "full":
+            data = {"image": torch.from_numpy(image), "label": torch.from_numpy(np.stack([label, known]).astype("f4"))}
+            data = self._drawn(self._affine, random)(data)
+            image = np.asarray(data["image"], np.float32)
+            label, known = np.asarray(data["label"][0], np.uint8), np.asarray(data["label"][1] > 0.5)
+        axes = [axis for axis in self.flip if random.random() < 0.5]
+        if axes:
+            image, label = np.flip(image, tuple(axis + 1 for axis in axes)), np.flip(label, tuple(axes))
+            known = np.flip(known, tuple(axes))
+        return np.ascontiguousarray(image), np.ascontiguousarray(label), np.ascontiguousarray(known)
+
+    def values(self, image: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
+        """Noise, blur, brightness and contrast of an image (c d h w)."""
+        if self.strength != "full":
+            return np.ascontiguousarray(image, np.float32)
+        return np.asarray(self._drawn(self._intensity, random)(torch.from_numpy(image)), np.float32)
+
+    @staticmethod
+    def _drawn(transform: Any, random: np.random.Generator) -> Callable[[Any], Any]:
+        transform.set_random_state(seed=int(random.integers(2**31)))
+        return transform
+
+    @cached_property
+    def _affine(self) -> Any:
+        from monai.transforms.spatial.dictionary import RandAffined
+
+        turns = [0.35 if axis in self.turn else 0.0 for axis in range(3)]
+        zooms = [0.2 if axis in self.turn or self.turn == (0,) else 0.0 for axis in range(3)]
+        if self.turn == (0,):  # slices keep their distance
+            zooms[0] = 0.0
+        return RandAffined(
+            keys=("image", "label"),
+            prob=0.5,
+            rotate_range=turns,
+            scale_range=zooms,
+            mode=("bilinear", "nearest"),
+            padding_mode=("border", "zeros"),
+        )
+
+    @cached_property
+    def _intensity(self) -> Any:
+        from monai.transforms.compose import Compose
+        from monai.transforms.intensity.array import (
+            RandAdjustContrast,
+            RandGaussianNoise,
+            RandGaussianSmooth,
+            RandScaleIntensity,
+            RandShiftIntensity,
+        )
+
+        return Compose(
+            [
+                RandGaussianSmooth((0.3, 0.9), (0.3, 0.9), (0.3, 0.9), prob=0.15),
+                RandScaleIntensity(0.2, prob=0.3),
+                RandShiftIntensity(0.15, prob=0.3),
+                RandAdjustContrast(prob=0.3, gamma=(0.7, 1.5)),
+                RandGaussianNoise(prob=0.2, std=0.1),
+            ]
+        )

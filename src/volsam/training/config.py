@@ -1,0 +1,85 @@
+"""What can be set for a training run. Every field is reached by `--set name=value` and by `--config FILE.yaml`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from volsam.errors import BadInput
+
+Config = TypeVar("Config", bound="TrainConfig")
+
+
+class TrainConfig(BaseModel, frozen=True, extra="forbid"):
+    """One run; recipes add fields of their own and change defaults."""
+
+    max_steps: PositiveInt = 1000
+    """Optimiser steps of the whole schedule."""
+    minutes: PositiveFloat | None = None
+    """Wall time of the whole schedule, instead of steps; preparing the data does not count."""
+    batch_size: PositiveInt = 2
+    """Items per optimiser step, over all processes."""
+    accumulate: PositiveInt = 1
+    """In how many parts a batch passes through the network, to need less memory."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak rate, reached after the warm-up."""
+    pretrained_rate: NonNegativeFloat = 1.0
+    """What part of the rate weights get that were there before; new ones get all of it."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Of AdamW, on matrices and kernels only."""
+    warm_up: NonNegativeInt = 20
+    """Steps over which the rate rises."""
+    schedule: Literal["constant", "linear", "polynomial", "cosine"] = "cosine"
+    """How the rate falls after the warm-up."""
+    power: PositiveFloat = 0.9
+    """Of the polynomial schedule; MA-SAM and SAMed have 7."""
+    least: NonNegativeFloat = 0.01
+    """The part of the peak rate at which the schedule ends."""
+    clip_norm: PositiveFloat | None = 1.0
+    """Longest gradient of each group of weights."""
+    average: float = 0.0
+    """Decay of a running average of the trained weights, which is then what is kept and validated; 0 for none."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """As Lightning Fabric calls them; mixed precision pays on a GPU."""
+    augment: Literal["none", "light", "full"] = "full"
+    """light: flips alone; full: turns, zooms, noise, blur, brightness and contrast as well."""
+    flip: bool | None = None
+    """Whether mirror images may be shown; None: unless a label's name says left or right."""
+    validate_every: PositiveFloat = 0.2
+    """Part of the schedule after which the validation cases are segmented."""
+    save_every: PositiveInt = 100
+    """Steps after which the run could go on if it were stopped."""
+    workers: NonNegativeInt = 0
+    """Processes beside the training that prepare items; 0 prepares them in turn."""
+    seed: int = 0
+    """Of everything that is drawn."""
+
+    def rate(self, progress: float, step: int) -> float:
+        """The part of the peak rate at a place in the schedule: `progress` from 0 to 1, `step` from 0."""
+        rising = min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
+        left = 1.0 - min(max(progress, 0.0), 1.0)
+        falling = {
+            "constant": 1.0,
+            "linear": left,
+            "polynomial": left**self.power,
+            "cosine": 0.5 - 0.5 * math.cos(math.pi * left),
+        }[self.schedule]
+        return rising * (self.least + (1 - self.least) * falling)
+
+
+def configured(kind: type[Config], given: Mapping[str, Any]) -> Config:
+    """A config of that kind with some fields set; unknown fields and impossible values are refused."""
+    unknown = [name for name in given if name not in kind.model_fields]
+    if unknown:
+        raise BadInput(f"there is no setting {unknown[0]!r}; there are: {', '.join(sorted(kind.model_fields))}")
+    try:
+        return kind.model_validate(dict(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise BadInput(
+            f"{name}={given.get(name)!r} will not do: {first['msg']}; see docs/reference/training.md"
+        ) from None

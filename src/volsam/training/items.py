@@ -1,0 +1,249 @@
+"""What a network is shown: patches of volumes, or stacks of slices, drawn anew for every step.
+
+An item follows from its number and the seed alone. So a run that was stopped goes on with the items it would have seen,
+and two processes see, item by item, what one sees with a batch twice the size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from einops import repeat
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from volsam.data.preparation import Prepared
+from volsam.data.preprocess import normalise
+from volsam.training.augment import Augment
+
+Item: TypeAlias = dict[str, Tensor]
+Shape: TypeAlias = tuple[int, int, int]
+
+# How often a patch is drawn around a voxel of some class, and not anywhere.
+FOREGROUND = 0.67
+
+
+class Items(Dataset[Item]):
+    """Items by their numbers, without end."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __getitem__(self, number: int) -> Item:
+        """The item of that number."""
+        return self.make(np.random.default_rng([self.seed, number]))
+
+    def make(self, random: np.random.Generator) -> Item:
+        """An item from what is drawn."""
+        raise TypeError(f"{type(self).__name__} does not say how an item is made")
+
+
+class Patches(Items):
+    """Patches of volumes: `image` (c d h w) and `label` (d h w).
+
+    Args:
+        cases: to draw from, each as often as any other.
+        patch: voxels of a patch; what a volume lacks is filled with the lowest value and background.
+        augment: changes an item as it is drawn.
+        seed: of what is drawn.
+        by_region: show a patch as volsam-s sees a region (three channels of the first one).
+        points: clicks to give beside it, in the object and anywhere; see `PointsTask`.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Prepared],
+        patch: Shape,
+        augment: Augment,
+        seed: int,
+        *,
+        by_region: bool = False,
+        points: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(seed)
+        self.cases = cases
+        self.patch = patch
+        self.augment = augment
+        self.by_region = by_region
+        self.points = points
+
+    def make(self, random: np.random.Generator) -> Item:
+        """A patch, around a voxel of a class that the case has or anywhere."""
+        case = self.cases[int(random.integers(len(self.cases)))]
+        present = [places for places in case.places if len(places)]
+        size, patch = np.array(case.label.shape), np.array(self.patch)
+        if present and random.random() < FOREGROUND:
+            places = present[int(random.integers(len(present)))]
+            low = places[random.integers(len(places))] - random.integers(patch // 4, 3 * patch // 4 + 1)
+        else:
+            low = random.integers(np.minimum(0, size - patch), np.maximum(0, size - patch) + 1)
+        # Not farther out than it must: a volume that is smaller than the patch lies in it whole.
+        low = np.clip(low, np.minimum(0, size - patch), np.maximum(0, size - patch))
+        image, label, known = cut(case, [int(value) for value in low], self.patch)
+        image, label, known = self.augment.places(image, label, known, random)
+        if self.by_region:
+            image = normalise(image[0], known)
+        item = {
+            "image": torch.from_numpy(self.augment.values(image, random)),
+            "label": torch.from_numpy(label.astype(np.int64)),
+        }
+        if self.points is not None:
+            item["points"] = torch.from_numpy(drawn_points(label > 0, self.points, random))
+        return item
+
+
+def cut(
+    case: Prepared, low: Sequence[int], patch: Shape
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:
+    """Image, label and where the volume is, of a patch that may reach beyond it."""
+    inner, outer = [], []
+    for start, length, size in zip(low, patch, case.label.shape, strict=True):
+        inner.append(slice(max(start, 0), min(start + length, size)))
+        outer.append(slice(max(-start, 0), max(-start, 0) + max(0, min(start + length, size) - max(start, 0))))
+    part = case.image[(slice(None), *inner)].astype(np.float32)
+    lowest = part.min(axis=(1, 2, 3), keepdims=True) if part.size else np.zeros((len(case.image), 1, 1, 1), np.float32)
+    image = np.broadcast_to(lowest, (len(case.image), *patch)).copy()
+    label, known = np.zeros(patch, np.uint8), np.zeros(patch, bool)
+    image[(slice(None), *outer)] = part
+    label[tuple(outer)] = case.label[tuple(inner)]
+    known[tuple(outer)] = True
+    return image, label, known
+
+
+def drawn_points(target: NDArray[np.bool_], count: tuple[int, int], random: np.random.Generator) -> NDArray[np.float32]:
+    """Voxels (n, 3) in the object, with replacement, then voxels anywhere; only the latter where there is no object."""
+    inside = np.argwhere(target)
+    anywhere = random.integers(0, target.shape, size=(count[1] + (0 if len(inside) else count[0]), 3))
+    if len(inside) == 0:
+        return anywhere.astype(np.float32)
+    return np.concatenate([inside[random.integers(len(inside), size=count[0])], anywhere]).astype(np.float32)
+
+
+class Stacks(Items):
+    """Stacks of slices as MA-SAM and AutoSAM see them: `image` (3 d h w) in 0..1, `label` (d h w).
+
+    Args:
+        cases: whose arrays are slices (1 d h w).
+        slices: in a stack, an odd number; beyond the ends the outermost slice is repeated.
+        edge: pixels along both sides of a slice.
+        augment: changes an item as it is drawn, all slices alike.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, cases: Sequence[Prepared], slices: int, edge: int, augment: Augment, seed: int) -> None:
+        super().__init__(seed)
+        self.cases = cases
+        self.slices = slices
+        self.edge = edge
+        self.augment = augment
+
+    def make(self, random: np.random.Generator) -> Item:
+        """A stack around a slice that holds some class, or any."""
+        case = self.cases[int(random.integers(len(self.cases)))]
+        present = [places for places in case.places if len(places)]
+        if present and random.random() < FOREGROUND:
+            places = present[int(random.integers(len(present)))]
+            middle = int(places[random.integers(len(places))][0])
+        else:
+            middle = int(random.integers(len(case.label)))
+        image, label = self.stack(case, middle)
+        known = np.ones(label.shape, bool)
+        image, label, _ = self.augment.places(image, label, known, random)
+        image = self.augment.values(image, random)
+        return {"image": coloured(image), "label": torch.from_numpy(label.astype(np.int64))}
+
+    def stack(self, case: Prepared, middle: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Image (1 d h w), 0 to 1 by its own limits, and label (d h w) of a stack, at the size of the network."""
+        reach = self.slices // 2
+        members = np.clip(np.arange(middle - reach, middle + reach + 1), 0, len(case.label) - 1)
+        pixels = torch.from_numpy(case.image[:1, members].astype(np.float32))[None]
+        size = (len(members), self.edge, self.edge)
+        sized = F.interpolate(pixels, size=size, mode="trilinear", align_corners=False)[0].numpy()
+        values = torch.from_numpy(case.label[members].astype(np.float32))[None, None]
+        label = F.interpolate(values, size=size, mode="nearest-exact")[0, 0]
+        low, high = float(pixels.min()), float(pixels.max())
+        scaled = ((sized - low) / ((high - low) or 1.0)).astype(np.float32)
+        return scaled, label.numpy().astype(np.uint8)
+
+
+def coloured(grey: NDArray[np.float32]) -> Tensor:
+    """A grey stack (1 d h w) in three equal colours."""
+    return repeat(torch.from_numpy(np.ascontiguousarray(grey)), "1 d h w -> three d h w", three=3)
+
+
+class Embedded(Items):
+    """Slices as a frozen encoder sees them, each encoded once in some versions: `embedding` and `label`.
+
+    Args:
+        slices: where the slices come from.
+        encode: images (b 3 1 h w) to embeddings (b c 1 y x).
+        versions: of every slice, the first as it is and the others augmented.
+        progress: passes on the numbers of the slices, and may show how far it is.
+    """
+
+    def __init__(
+        self,
+        slices: Stacks,
+        encode: Callable[[Tensor], Tensor],
+        versions: int,
+        progress: Callable[[Sequence[int]], Any] = iter,
+    ) -> None:
+        super().__init__(slices.seed)
+        wanted = [
+            (case, index, version)
+            for case in slices.cases
+            for index in range(len(case.label))
+            for version in range(versions if case.label[index].any() else 1)
+        ]
+        self.made: list[Item] = []
+        for number in progress(range(len(wanted))):
+            case, index, version = wanted[number]
+            image, label = slices.stack(case, index)
+            if version:
+                random = np.random.default_rng([slices.seed, number])
+                image, label, _ = slices.augment.places(image, label, np.ones(label.shape, bool), random)
+                image = slices.augment.values(image, random)
+            with torch.no_grad():
+                embedding = encode(coloured(image)[None])[0].half().cpu()
+            self.made.append({"embedding": embedding, "label": torch.from_numpy(label.copy())})
+        self.with_some = [number for number, item in enumerate(self.made) if item["label"].any()]
+
+    def make(self, random: np.random.Generator) -> Item:
+        """Any slice, more often one that holds some class."""
+        chosen = self.with_some if self.with_some and random.random() < FOREGROUND else range(len(self.made))
+        item = self.made[chosen[int(random.integers(len(chosen)))]]
+        return {"embedding": item["embedding"].float(), "label": item["label"].long()}
+
+
+# --- in the order of the steps ---------------------------------------------------------------------------------------
+
+
+class Numbers(Sampler[int]):
+    """Numbers of the items of one process, from a step on: of every batch its own part."""
+
+    def __init__(self, batch_size: int, first_step: int, rank: int, processes: int) -> None:
+        self.own = batch_size // processes
+        self.start = first_step
+        self.rank = rank
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        """Without end."""
+        step = self.start
+        while True:
+            first = step * self.batch_size + self.rank * self.own
+            yield from range(first, first + self.own)
+            step += 1
+
+
+def batches(items: Items, numbers: Numbers, parts: int, workers: int) -> Iterator[Item]:
+    """Batches of one process without end, each step in so many parts."""
+    loader: DataLoader[Item] = DataLoader(
+        items, batch_size=numbers.own // parts, sampler=numbers, num_workers=workers, persistent_workers=False
+    )
+    return iter(loader)

@@ -1,0 +1,291 @@
+"""The training loop, in the open: next batch, forward, backward, step, log, validate, save.
+
+It runs on Lightning Fabric, which knows devices, precision and processes. Whatever is particular to a method is in the
+task (a network and its losses), the items, and the groups of weights that are handed in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import torch
+from torch import nn
+
+from volsam.data.files import replacing
+from volsam.errors import BadFile, BadInput
+from volsam.training.config import TrainConfig
+from volsam.training.items import Items, Numbers, batches
+from volsam.training.run import BEST, LAST, RESUME, RunFolder
+
+# A line of the log for so many steps, averaged over them.
+LOG_EVERY = 10
+
+
+@dataclass
+class State:
+    """How far a run is."""
+
+    step: int = 0
+    seconds: float = 0.0
+    validated: int = 0
+    best: float | None = None
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a caller is told after each step."""
+
+    step: int
+    part: float
+    """Of the schedule, 0 to 1."""
+    loss: float
+    seconds: float
+    """Of all steps so far."""
+
+    @property
+    def left(self) -> float:
+        """Seconds, at the pace so far."""
+        return self.seconds * (1 - self.part) / max(self.part, 1e-9)
+
+
+def fit(
+    task: nn.Module,
+    items: Items,
+    config: TrainConfig,
+    folder: RunFolder,
+    *,
+    groups: Sequence[tuple[list[nn.Parameter], float]],
+    validate: Callable[[nn.Module], float] | None = None,
+    tell: Callable[[Progress], None] | None = None,
+    board: Callable[[Mapping[str, float], int], None] | None = None,
+    device: str = "cpu",
+) -> State:
+    """Train `task.network`; what it learns is in `folder` when this returns.
+
+    Args:
+        task: a batch to a dict of losses; `loss` is minimised.
+        items: what there is to see, by number.
+        config: the schedule.
+        folder: where weights and log go, and from where a stopped run goes on.
+        groups: weights that learn, each with the part of the rate that it gets.
+        validate: the network, in evaluation mode, to a score of which more is better; called in the first process.
+        tell: is told after every step.
+        board: takes named numbers and the step, for a logger.
+        device: where to train: cpu, cuda, mps.
+
+    Two processes, started by torchrun, share each batch; gradients are averaged over them.
+    """
+    fabric = _fabric(config, device)
+    if config.batch_size % (fabric.world_size * config.accumulate):
+        raise BadInput(
+            f"a batch of {config.batch_size} cannot be shared by {fabric.world_size} processes in {config.accumulate} "
+            "parts: choose a batch_size that both divide"
+        )
+    network: nn.Module = task.network  # type: ignore[assignment]
+    optimiser = torch.optim.AdamW(_decayed(groups, config), lr=config.learning_rate)
+    average = Average(network, config.average) if config.average else None
+    model, optimiser = fabric.setup(task, optimiser)
+    state = State()
+    _resume(folder, network, optimiser, average, state)
+
+    numbers = Numbers(config.batch_size, state.step, fabric.global_rank, fabric.world_size)
+    feed = batches(items, numbers, config.accumulate, config.workers)
+    task.train()
+    began = monotonic() - state.seconds
+    while (part := _part(state, config)) < 1:
+        # What is drawn inside networks, such as dropout, follows from the step as well.
+        torch.manual_seed(config.seed * 1_000_003 + state.step)
+        rate = config.rate(part, state.step)
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * rate * group["share"]
+
+        told: dict[str, float] = {}
+        for turn in range(config.accumulate):
+            batch = fabric.to_device(next(feed))
+            with fabric.no_backward_sync(model, enabled=turn < config.accumulate - 1):
+                losses = model(batch)
+                fabric.backward(losses["loss"] / config.accumulate)
+            for name, value in losses.items():
+                told[name] = told.get(name, 0.0) + float(value.detach()) / config.accumulate
+        if not torch.isfinite(torch.tensor(told["loss"])):
+            raise BadInput(
+                f"the loss is no number any more at step {state.step}: use a lower learning_rate or full precision"
+            )
+        if config.clip_norm is not None:
+            for group in optimiser.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], config.clip_norm)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if average is not None:
+            average.update(network, state.step)
+
+        state.step += 1
+        state.seconds = monotonic() - began
+        _log(fabric, folder, board, state, told, rate * config.learning_rate)
+        if tell is not None:
+            tell(Progress(state.step, _part(state, config), told["loss"], state.seconds))
+        over = _part(state, config) >= 1
+        if validate is not None and (over or _part(state, config) >= (state.validated + 1) * config.validate_every):
+            paused = monotonic()
+            _validate(fabric, task, network, average, validate, folder, board, state)
+            began += monotonic() - paused
+        if fabric.is_global_zero and (over or state.step % config.save_every == 0):
+            _save(folder, network, optimiser, average, state)
+    fabric.barrier()
+    return state
+
+
+def _fabric(config: TrainConfig, device: str) -> Any:
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies import DDPStrategy
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    kind = device.split(":")[0]
+    backend = "nccl" if kind == "cuda" else "gloo"
+    strategy = DDPStrategy(process_group_backend=backend, find_unused_parameters=True) if processes > 1 else "auto"
+    fabric = Fabric(
+        accelerator=kind, devices=processes if processes > 1 else 1, strategy=strategy, precision=config.precision
+    )
+    fabric.launch()
+    return fabric
+
+
+def _decayed(groups: Sequence[tuple[list[nn.Parameter], float]], config: TrainConfig) -> list[dict[str, Any]]:
+    """Each group twice: matrices and kernels decay, biases and norms do not."""
+    found = []
+    for parameters, share in groups:
+        for decay in (True, False):
+            some = [parameter for parameter in parameters if parameter.requires_grad and (parameter.ndim > 1) == decay]
+            if some:
+                found.append({"params": some, "share": share, "weight_decay": config.weight_decay if decay else 0.0})
+    if not found:
+        raise BadInput("nothing of this network learns: choose another method, or other settings")
+    return found
+
+
+def _part(state: State, config: TrainConfig) -> float:
+    if config.minutes is not None:
+        return state.seconds / (60 * config.minutes)
+    return state.step / config.max_steps
+
+
+class Average:
+    """A running average of the weights that learn."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {
+            name: parameter.detach().clone()
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Take in a step; early ones count more, since they are few."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, parameter in network.named_parameters():
+            if name in self.weights:
+                self.weights[name].lerp_(parameter.detach(), 1 - decay)
+
+    @torch.no_grad()
+    def swap(self, network: nn.Module) -> None:
+        """Exchange the average and the network's own weights."""
+        for name, parameter in network.named_parameters():
+            if name in self.weights:
+                own = parameter.detach().clone()
+                parameter.copy_(self.weights[name])
+                self.weights[name].copy_(own)
+
+
+def _log(fabric: Any, folder: RunFolder, board: Any, state: State, told: Mapping[str, float], rate: float) -> None:
+    for name, value in told.items():
+        if value == value:  # Dice of a batch without any object is none
+            state.sums[name] = state.sums.get(name, 0.0) + value
+            state.sums[f"{name} times"] = state.sums.get(f"{name} times", 0.0) + 1
+    if state.step % LOG_EVERY:
+        return
+    means = {name: state.sums[name] / state.sums[f"{name} times"] for name in told if name in state.sums}
+    state.sums = {}
+    if fabric.world_size > 1:
+        means = {name: float(fabric.all_reduce(torch.tensor(value))) for name, value in means.items()}
+    if fabric.is_global_zero:
+        folder.log({"step": state.step, "minutes": round(state.seconds / 60, 4), "rate": rate, **means})
+        if board is not None:
+            board({**means, "rate": rate}, state.step)
+
+
+def _validate(
+    fabric: Any,
+    task: nn.Module,
+    network: nn.Module,
+    average: Average | None,
+    validate: Callable[[nn.Module], float],
+    folder: RunFolder,
+    board: Any,
+    state: State,
+) -> None:
+    """Score the network, and keep the best weights; the first process does it, the others wait."""
+    state.validated += 1
+    if fabric.is_global_zero:
+        task.eval()
+        if average is not None:
+            average.swap(network)
+        score = validate(network)
+        if state.best is None or score > state.best:
+            state.best = score
+            folder.save(BEST, network)
+        if average is not None:
+            average.swap(network)
+        folder.log({"step": state.step, "minutes": round(state.seconds / 60, 4), "validation": score})
+        if board is not None:
+            board({"validation": score}, state.step)
+    fabric.barrier()
+    task.train()
+
+
+# --- going on --------------------------------------------------------------------------------------------------------
+
+
+def _save(folder: RunFolder, network: nn.Module, optimiser: Any, average: Average | None, state: State) -> None:
+    learning = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    content = {
+        "weights": {name: value.detach().cpu() for name, value in learning.items()},
+        "buffers": {name: value.detach().cpu() for name, value in network.named_buffers()},
+        "optimiser": optimiser.state_dict(),
+        "average": None if average is None else average.weights,
+        "state": vars(state),
+    }
+    with replacing(folder.path / RESUME) as unfinished:
+        torch.save(content, unfinished)
+    folder.save(LAST, network, None if average is None else average.weights)
+
+
+def _resume(folder: RunFolder, network: nn.Module, optimiser: Any, average: Average | None, state: State) -> None:
+    path = folder.path / RESUME
+    if not path.is_file():
+        folder.truncate_log(0)
+        return
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise BadFile(f"{path} cannot be read ({type(error).__name__}): delete it to begin anew") from None
+    with torch.no_grad():
+        own = dict(network.named_parameters())
+        for name, value in content["weights"].items():
+            own[name].copy_(value)
+        buffers = dict(network.named_buffers())
+        for name, value in content["buffers"].items():
+            buffers[name].copy_(value)
+        if average is not None and content["average"] is not None:
+            for name, value in content["average"].items():
+                average.weights[name].copy_(value)
+    optimiser.load_state_dict(content["optimiser"])
+    for name, value in content["state"].items():
+        setattr(state, name, value)
+    folder.truncate_log(state.step)

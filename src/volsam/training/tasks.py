@@ -1,0 +1,59 @@
+"""What is learnt from a batch: a task holds the network and turns a batch into losses. The loop knows no more of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from volsam.training.losses import Loss, hard_dice
+
+Batch = Mapping[str, Tensor]
+
+
+class LabelTask(nn.Module):
+    """Image in, a logit for every class and voxel out, compared with the labels.
+
+    A batch holds `image` (b c d h w) and `label` (b d h w). A network whose logits come in another size has them
+    enlarged to that of the label.
+    """
+
+    def __init__(self, network: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss` to be minimised, and `dice` to be read."""
+        return self.judged(self.network(batch["image"]), batch["label"])
+
+    def judged(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Logits and labels to what is learnt and logged."""
+        size = label.shape[1:]
+        if logits.shape[2:] != size:
+            logits = F.interpolate(logits, size=size, mode="trilinear", align_corners=False)
+        return {"loss": self.loss(logits, label), "dice": hard_dice(logits, label)}
+
+
+class HeadTask(LabelTask):
+    """A head on embeddings that a frozen encoder made before: `embedding` (b c 1 y x) instead of `image`."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The same, from the embedding on."""
+        return self.judged(self.network.decode(batch["embedding"]), batch["label"])  # type: ignore[operator]
+
+
+class PointsTask(LabelTask):
+    """Clicks without a sign and one mask, as 3DSAM-adapter learns: the labels are drawn from beside the image.
+
+    A batch holds `image` (b 1 d h w), `label` (b d h w) and `points` (b n 3), in voxels of the crop. Ten of them lie in
+    the object and twenty anywhere (its train.py).
+    """
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Both classes' logits: background is the opposite of the object."""
+        features = self.network.encode(batch["image"])  # type: ignore[operator]
+        logits = self.network.decode(features, batch["points"]).logits  # type: ignore[operator]
+        return self.judged(rearrange([-logits / 2, logits / 2], "k b 1 d h w -> b k d h w"), batch["label"])
