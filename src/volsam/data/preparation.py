@@ -62,7 +62,7 @@ class Preparation(BaseModel, frozen=True, extra="forbid"):
         """(c, d, h, w), every channel of the volume on `self.grid(volume.grid)`."""
         target = self.grid(volume.grid)
         channels = [np.asarray(resample(data, volume.grid, target, mode="area"), np.float32) for data in volume.data]
-        return np.stack([self._scaled(values) for values in channels])
+        return np.stack([self.scale(values)(values) for values in channels])
 
     def label(self, values: NDArray[np.integer], grid: Grid, wanted: Sequence[int]) -> NDArray[np.uint8]:
         """(d, h, w): the place in `wanted` of every voxel's value; of several in one voxel, the one that fills most."""
@@ -77,16 +77,21 @@ class Preparation(BaseModel, frozen=True, extra="forbid"):
             best = np.maximum(best, share)
         return found
 
-    def _scaled(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def scale(self, values: NDArray[np.generic]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+        """What brings a channel to the network's scale, found from its values or from any part that is like it."""
         if self.scaling == "window":
             if self.window is None:
                 raise BadInput("a preparation by window needs its two ends: set `window`")
-            return (np.clip(values, *self.window) - self.mean) / self.spread
-        sample = values.reshape(-1)[:: max(1, values.size // SAMPLE)]
-        low, high = np.percentile(sample, (0.5, 99.5))
-        clipped = np.clip(values, low, high)
-        shown = values if self.scaling == "unclipped" else clipped
-        return (shown - clipped.mean()) / max(float(clipped.std()), 1e-6)
+            (low, high), mean, spread = self.window, self.mean, self.spread
+        else:
+            flat = values.reshape(-1)
+            sample = flat[:: max(1, flat.size // SAMPLE)].astype(np.float32)
+            low, high = (float(value) for value in np.percentile(sample, (0.5, 99.5)))
+            clipped = sample.clip(low, high)
+            mean, spread = float(clipped.mean()), max(float(clipped.std()), 1e-6)
+        if self.scaling == "unclipped":
+            return lambda image: (image - mean) / spread
+        return lambda image: (np.clip(image, low, high) - mean) / spread
 
 
 def spacing_of(cases: Iterable[Case], axes: str, voxels: int) -> tuple[float, float, float]:

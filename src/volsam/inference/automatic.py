@@ -83,7 +83,8 @@ class StackModel:
     """A model of slices, or of stacks of slices.
 
     predict: the network, in evaluation mode on `device`; edge: pixels along the sides of the slices it takes; labels: a
-    name for each class, the first being background; values: of each class in what is written, 0, 1, 2 if not given.
+    name for each class, the first being background; values: of each class in what is written, 0, 1, 2
+    if not given; plane: of the slices that it was trained on, if it must be one.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class StackModel:
         edge: int,
         device: str = "cpu",
         values: Sequence[int] | None = None,
+        plane: str = "auto",
     ) -> None:
         self.predict = predict
         self.name = name
@@ -102,6 +104,7 @@ class StackModel:
         self.values = tuple(range(len(self.labels))) if values is None else tuple(values)
         self.style = style
         self.edge = edge
+        self.plane = plane
         self.device = torch.device(device)
 
     def segment(
@@ -118,7 +121,7 @@ class StackModel:
             volume,
             self.style,
             self.edge,
-            plane,
+            self.plane if plane == "auto" else plane,
             stride=stride,
             device=self.device,
             name=self.name,
@@ -247,6 +250,16 @@ def window(low: float, high: float) -> Limits:
 def below_percentile(percent: float) -> Limits:
     """All but the brightest part of a volume, for MR, where a few bright voxels would leave the rest in the dark."""
     return lambda volume: (-np.inf, float(np.percentile(_sample(volume), percent)))
+
+
+def between_percentiles(low: float, high: float) -> Limits:
+    """All but the darkest and the brightest part of a volume."""
+
+    def limits(volume: Volume) -> tuple[float, float]:
+        darkest, brightest = np.percentile(_sample(volume), (low, high))
+        return float(darkest), float(brightest)
+
+    return limits
 
 
 def everything(_: Volume) -> tuple[float, float]:

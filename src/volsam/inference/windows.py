@@ -34,7 +34,7 @@ class WindowModel:
         values: of each class in the labels that are written.
         preparation: how volumes are seen.
         patch: voxels of a window.
-        channels: that an image must have.
+        channels: that it looks at; an image may have more.
         device: where the network is.
         by_region: whether a window is shown as volsam-s sees a region.
         mirrors: axes (of d h w) along which mirror images are looked at as well, and the answers averaged.
@@ -77,11 +77,12 @@ class WindowModel:
 
         `plane`, `stride` and `progress` are of models of slices; this one looks at all three planes at once.
         """
-        if len(volume.data) != self.channels:
+        if len(volume.data) < self.channels:
             raise BadInput(
-                f"{self.name} was trained on images of {self.channels} channel{'s' * (self.channels > 1)}, "
-                f"{volume.name} has {len(volume.data)}"
+                f"{self.name} was trained on images of {self.channels} channels, {volume.name} has {len(volume.data)}: "
+                "give all of them, in the order of the training"
             )
+        volume = volume.with_data(volume.data[: self.channels])
         scores = self.scores(volume)
         grid = self.preparation.grid(volume.grid)
         kind = np.uint8 if max(self.values) < 256 else np.uint16

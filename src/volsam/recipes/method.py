@@ -61,7 +61,9 @@ methods: Registry[Method] = Registry("method")
 def load_methods() -> Registry[Method]:
     """All methods: importing a recipe registers its own."""
     import volsam.recipes.adapt
-    import volsam.recipes.plain_networks  # noqa: F401
+    import volsam.recipes.plain_networks
+    import volsam.recipes.slice_methods
+    import volsam.recipes.volume_methods  # noqa: F401
 
     return methods
 

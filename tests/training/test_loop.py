@@ -1,0 +1,201 @@
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from torch.utils.data import default_collate
+
+from volsam.errors import BadFile, BadInput
+from volsam.recipes import runs
+from volsam.training.config import TrainConfig, configured
+from volsam.training.items import Numbers
+
+from .conftest import UNET
+
+
+def run(dataset, folder, tell=None, method="unet", **settings):
+    fold = runs.choose_cases(dataset, 0, None, 0)
+    job = runs.start(method, dataset, folder, settings={**UNET, **settings}, fold=fold)
+    return runs.train(job, tell)
+
+
+class Killed(Exception):
+    """Somebody pulls the plug."""
+
+
+def kill_after(step):
+    def tell(now):
+        if now.step == step:
+            raise Killed
+
+    return tell
+
+
+def test_a_run_that_was_killed_ends_with_the_weights_of_an_unbroken_one(a_dataset, tmp_path):
+    whole = run(a_dataset, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(a_dataset, tmp_path / "broken", kill_after(4))
+    assert not runs.RunFolder(tmp_path / "broken").record().done
+    again = run(a_dataset, tmp_path / "broken")
+    one, other = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "broken"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (again.best, again.steps) == (whole.best, whole.steps) == (whole.best, 6)
+
+
+def test_averaged_weights_go_on_too(a_dataset, tmp_path):
+    run(a_dataset, tmp_path / "whole", average=0.5)
+    with pytest.raises(Killed):
+        run(a_dataset, tmp_path / "broken", kill_after(3), average=0.5)
+    run(a_dataset, tmp_path / "broken", average=0.5)
+    one, other = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_log_has_each_step_once_after_a_kill(a_dataset, tmp_path):
+    with pytest.raises(Killed):
+        run(a_dataset, tmp_path / "run", kill_after(15), max_steps=20, save_every=4, validate_every=0.25)
+    run(a_dataset, tmp_path / "run", max_steps=20, save_every=4, validate_every=0.25)
+    with (tmp_path / "run/log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row["loss"]] == [10, 20]
+    assert [int(row["step"]) for row in rows if row["validation"]] == [5, 10, 15, 20]
+
+
+def test_a_batch_in_parts_teaches_what_it_teaches_at_once(a_dataset, tmp_path):
+    fold = runs.choose_cases(a_dataset, 0, None, 0)
+    job = runs.start("unet", a_dataset, tmp_path / "run", settings=UNET, fold=fold)
+    items = [job.items[number] for number in range(2)]
+
+    def gradients(parts):
+        job.task.zero_grad()
+        for part in parts:
+            (job.task(default_collate(part))["loss"] / len(parts)).backward()
+        return [parameter.grad.clone() for parameter in job.network.parameters()]
+
+    # Not weights after a step: where a gradient is all but nothing, Adam makes a whole step of its rounding.
+    for once, parts in zip(gradients([items]), gradients([items[:1], items[1:]]), strict=True):
+        assert_close(once, parts, atol=2e-5, rtol=1e-3)
+
+
+def losses(folder):
+    with (folder / "log.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_with_the_whole_batch(a_dataset, tmp_path):
+    settings = {"max_steps": 20, "validate_every": 1.0, "save_every": 20}
+    run(a_dataset, tmp_path / "alone", **settings)
+    words = ["train", "unet", str(a_dataset.folder), "-o", str(tmp_path / "together"), "--device", "cpu"]
+    given = [word for key, value in {**UNET, **settings}.items() for word in ("--set", f"{key}={value}")]
+    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
+    code = tmp_path / "start.py"
+    code.write_text("from volsam.cli import main\nmain()\n")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run([*starter, str(code), *words, *given], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "together") == pytest.approx(losses(tmp_path / "alone"), rel=0.02)
+    assert len(losses(tmp_path / "alone")) == 2
+
+
+def test_only_what_learns_is_stored(a_dataset, tmp_path):
+    fold = runs.choose_cases(a_dataset, 0, None, 0)
+    settings = {"max_steps": 1, "batch_size": 1, "edge": 32, "tune": "decoder", "augment": "none"}
+    job = runs.start("adapt", a_dataset, tmp_path / "run", settings=settings, fold=fold)
+    frozen = job.network.base.stem.weight.clone()
+    runs.train(job)
+    stored = load_file(tmp_path / "run/last.safetensors")
+    assert set(stored) == {name for name, value in job.network.named_parameters() if value.requires_grad}
+    assert not any("stem" in name or "down" in name for name in stored)
+    assert torch.equal(job.network.base.stem.weight, frozen)
+    record = runs.RunFolder(tmp_path / "run").record()
+    assert record.trained == sum(value.numel() for value in stored.values())
+    assert record.init.name == "volsam-s"
+    assert len(record.init.sha256) == 64
+    assert record.licence == "Apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"max_steps": 7}, "setting max_steps (6, now 7)"),
+        ({"method": "dynunet"}, "method (unet, now dynunet)"),
+    ],
+)
+def test_a_folder_with_another_run_is_not_written_over(a_dataset, tmp_path, change, told):
+    with pytest.raises(Killed):
+        run(a_dataset, tmp_path / "run", kill_after(2))
+    with pytest.raises(BadInput, match="give another folder") as refused:
+        run(a_dataset, tmp_path / "run", **change)
+    assert told in str(refused.value)
+
+
+def test_a_folder_with_something_else_in_it_is_refused(a_dataset, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/letter.txt").write_text("dear")
+    with pytest.raises(BadInput, match="no training run"):
+        run(a_dataset, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["letter.txt"]
+
+
+def test_a_damaged_run_is_told_in_one_line(a_dataset, tmp_path):
+    run(a_dataset, tmp_path / "run", max_steps=1)
+    (tmp_path / "run/best.safetensors").write_bytes(b"nothing")
+    with pytest.raises(BadFile, match=r"best\.safetensors cannot be read"):
+        runs.load_run(tmp_path / "run", "cpu")
+    (tmp_path / "run/run.json").write_text("{}")
+    with pytest.raises(BadFile, match="does not say what a run must say"):
+        runs.load_run(tmp_path / "run", "cpu")
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(a_dataset, tmp_path):
+    with pytest.raises(BadInput, match="choose a batch_size"):
+        run(a_dataset, tmp_path / "run", batch_size=3, accumulate=2)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(a_dataset, tmp_path):
+    fold = runs.choose_cases(a_dataset, 0, None, 0)
+    job = runs.start("unet", a_dataset, tmp_path / "run", settings=UNET, fold=fold)
+    with torch.no_grad():
+        next(iter(job.network.parameters())).fill_(torch.nan)
+    with pytest.raises(BadInput, match="lower learning_rate"):
+        runs.train(job)
+
+
+# --- schedule and order ----------------------------------------------------------------------------------------------
+
+
+def test_the_rate_rises_and_falls():
+    config = TrainConfig(warm_up=10, schedule="polynomial", power=7, least=0.0)
+    rising = [config.rate(0, step) for step in range(12)]
+    assert rising[:3] == pytest.approx([0.1, 0.2, 0.3])
+    assert rising[9:] == [1, 1, 1]
+    assert config.rate(0.5, 100) == pytest.approx(0.5**7)
+    assert config.rate(1, 100) == 0
+    assert TrainConfig(schedule="cosine", least=0.1).rate(1, 100) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({"max_step": 3}, "there is no setting 'max_step'"), ({"learning_rate": -1}, "learning_rate=-1 will not do")],
+)
+def test_settings_that_will_not_do_are_refused(given, told):
+    with pytest.raises(BadInput) as refused:
+        configured(TrainConfig, given)
+    assert told in str(refused.value)
+
+
+def test_processes_share_the_items_of_every_step():
+    def first(numbers, count):
+        stream = iter(numbers)
+        return [next(stream) for _ in range(count)]
+
+    alone = first(Numbers(4, 2, 0, 1), 8)
+    assert alone == list(range(8, 16))
+    together = [first(Numbers(4, 2, rank, 2), 4) for rank in (0, 1)]
+    assert together == [[8, 9, 12, 13], [10, 11, 14, 15]]

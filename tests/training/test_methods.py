@@ -1,0 +1,181 @@
+"""Every method from a dataset to a mask: trained, stored, brought back from its folder alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from volsam.data.dataset import read_image, read_label
+from volsam.errors import BadInput
+from volsam.inference.session import Session
+from volsam.prompts import Click
+from volsam.recipes import runs
+from volsam.recipes.importing import load, load_automatic
+from volsam.recipes.method import load_methods
+
+from ..recipes.sams import a_tiny_sam
+from .conftest import TINY, make_dataset
+
+SLICES = {"edge": 64, "batch_size": 2}
+VOLUMES = {"edge": 16, "enlarged": 4, "window": 2, "batch_size": 1}
+SETTINGS = {
+    "adapt": {"edge": 32},
+    "unet": {"edge": 32, "width": 4},
+    "dynunet": {"edge": 32, "width": 4},
+    "swin-unetr": {"edge": 32, "width": 12, "batch_size": 1},
+    "unetr": {"edge": 32, "width": 4, "batch_size": 1},
+    "mednext": {"edge": 32, "width": 4, "batch_size": 1},
+    "ux-net": {"edge": 32, "width": 6, "batch_size": 1},
+    "autosam": {**SLICES, "versions": 1},
+    "ma-sam": {**SLICES, "slices": 3, "batch_size": 1, "channels": 8, "rank": 4},
+}
+
+
+@pytest.fixture
+def a_sam(tmp_path):
+    file = tmp_path / "sam_tiny.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in a_tiny_sam().items()}, file)
+    return str(file)
+
+
+def trained(method, dataset, folder, sam, **more):
+    base = SETTINGS.get(method, VOLUMES)
+    fold = runs.choose_cases(dataset, 0, 2, 0)
+    init = sam if load_methods()[method].init == "sam-mini" else None
+    settings = {**TINY, "max_steps": 2, "validate_every": 1.0, **base, **more}
+    job = runs.start(method, dataset, folder, settings=settings, fold=fold, init=init)
+    before = {name: value.detach().clone() for name, value in job.network.named_parameters()}
+    runs.train(job)
+    return job, before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(set(load_methods()) - {"3dsam-adapter", "fastsam3d"}))
+def test_an_automatic_method_is_trained_and_labels_volumes(method, a_dataset, tmp_path, a_sam):
+    job, before = trained(method, a_dataset, tmp_path / "run", a_sam)
+    for name, value in job.network.named_parameters():
+        assert value.requires_grad or torch.equal(value, before[name]), f"{name} is frozen and has changed"
+    moved = [name for name, value in job.network.named_parameters() if not torch.equal(value, before[name])]
+    assert moved
+    model = load_automatic(str(tmp_path / "run"), "cpu")
+    volume = read_image(a_dataset.cases[0])
+    found = model.segment(volume)
+    assert found.grid == volume.grid
+    assert found.data.dtype == np.uint8
+    assert set(np.unique(found.data)) <= {0, 1, 2}
+    assert model.labels == ("background", "ball", "box")
+    job.network.eval()
+    own = job.method.model(job.network, job.plan, job.config, "own", "cpu")
+    job.folder.load(job.network)
+    np.testing.assert_array_equal(own.segment(volume).data, found.data)
+    with pytest.raises(Exception, match="automatic"):
+        load(str(tmp_path / "run"), "cpu")
+
+
+@pytest.mark.slow
+def test_3dsam_adapter_is_trained_and_takes_clicks(a_dataset, tmp_path, a_sam):
+    trained("3dsam-adapter", a_dataset, tmp_path / "run", a_sam, object="box")
+    model = load(str(tmp_path / "run"), "cpu")
+    assert load_automatic(str(tmp_path / "run"), "cpu") is None
+    volume = read_image(a_dataset.cases[0])
+    session = Session(model, volume)
+    session.add(Click(tuple(volume.grid.to_world((14, 13, 13)))))
+    assert session.mask.grid == volume.grid
+
+
+def test_volsam_s_learns_the_shapes_of_a_dataset(a_dataset, tmp_path):
+    job, _ = trained("adapt", a_dataset, tmp_path / "run", None, max_steps=40, learning_rate=5e-3)
+    model = runs.load_run(tmp_path / "run", "cpu")
+    scores = [runs.score(model, case, job.plan) for case in a_dataset.cases]
+    assert np.mean(scores) > 0.5
+
+
+def test_labels_are_written_as_the_dataset_has_them(tmp_path):
+    dataset = make_dataset(tmp_path / "Dataset002_Sparse", labels={"background": 0, "ball": 5, "box": 117})
+    trained("unet", dataset, tmp_path / "run", None, max_steps=1)
+    model = load_automatic(str(tmp_path / "run"), "cpu")
+    assert model.values == (0, 5, 117)
+    found = model.segment(read_image(dataset.cases[0]))
+    assert set(np.unique(found.data)) <= {0, 5, 117}
+
+
+def test_all_channels_are_looked_at_and_too_few_are_refused(tmp_path):
+    dataset = make_dataset(tmp_path / "Dataset003_Two", channels=2)
+    trained("unet", dataset, tmp_path / "run", None, max_steps=1)
+    model = load_automatic(str(tmp_path / "run"), "cpu")
+    volume = read_image(dataset.cases[0])
+    model.segment(volume)
+    with pytest.raises(BadInput, match="images of 2 channels"):
+        model.segment(volume.with_data(volume.data[:1]))
+
+
+def test_methods_made_of_sam_say_so_where_they_get_none(a_dataset, tmp_path):
+    fold = runs.choose_cases(a_dataset, 0, None, 0)
+    for method in ("autosam", "ma-sam", "3dsam-adapter", "lora"):
+        with pytest.raises(BadInput, match="is made of a SAM"):
+            runs.start(method, a_dataset, tmp_path / method, settings={}, fold=fold, init="none")
+        assert not (tmp_path / method).exists()
+
+
+def test_weights_that_have_changed_since_the_run_are_refused(a_dataset, tmp_path, a_sam):
+    trained("autosam", a_dataset, tmp_path / "run", a_sam, head="linear")
+    other = {name: 2 * tensor for name, tensor in a_tiny_sam().items()}
+    save_file({name: tensor.contiguous() for name, tensor in other.items()}, a_sam)
+    with pytest.raises(Exception, match="have changed since"):
+        runs.load_run(tmp_path / "run", "cpu")
+
+
+# --- datasets that will not do ---------------------------------------------------------------------------------------
+
+
+def test_one_case_is_learnt_from_without_validation(tmp_path):
+    dataset = make_dataset(tmp_path / "Dataset004_One", cases=1)
+    fold = runs.choose_cases(dataset, 0, None, 0)
+    assert (fold.train, fold.val, fold.test) == (("case0",), (), ())
+    job = runs.start("unet", dataset, tmp_path / "run", settings={**TINY, "edge": 32, "width": 4}, fold=fold)
+    assert runs.train(job).best is None
+    runs.load_run(tmp_path / "run", "cpu")
+
+
+def test_a_dataset_without_any_object_is_refused(tmp_path):
+    dataset = make_dataset(tmp_path / "Dataset005_Empty", cases=3)
+    for case in dataset.cases:
+        grid = read_image(case).grid
+        from volsam.data.io import write_volume
+        from volsam.volume import Volume
+
+        write_volume(Volume(np.zeros(grid.shape, np.uint8), grid), case.label)
+    fold = runs.choose_cases(dataset, 0, None, 0)
+    with pytest.raises(BadInput, match="holds a voxel of ball, box"):
+        runs.start("unet", dataset, tmp_path / "run", settings=TINY, fold=fold)
+
+
+def test_a_label_on_another_grid_is_refused(tmp_path):
+    dataset = make_dataset(tmp_path / "Dataset006_Moved", cases=3)
+    label = dataset.cases[0].label
+    from volsam.data.io import read_volume, write_volume
+
+    volume = read_volume(label)
+    write_volume(type(volume)(volume.data[:, 2:], volume.grid.crop((2, 0, 0), volume.grid.shape)), label)
+    with pytest.raises(BadInput, match="lies on the grid of its image"):
+        read_label(dataset.cases[0], read_image(dataset.cases[0]).grid)
+    fold = runs.choose_cases(dataset, 0, None, 0)
+    with pytest.raises(BadInput, match="lies on the grid of its image"):
+        runs.start(
+            "unet", dataset, tmp_path / "run", settings=TINY, fold=runs.Fold((dataset.cases[0].name,), (), fold.test)
+        )
+
+
+def test_cases_are_dealt_out_without_overlap(tmp_path):
+    dataset = make_dataset(tmp_path / "Dataset007_Ten", cases=7)
+    folds = [runs.choose_cases(dataset, number, None, 0) for number in range(5)]
+    for fold in folds:
+        parts = [set(fold.train), set(fold.val), set(fold.test)]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 7
+    assert sorted(name for fold in folds for name in fold.test) == [case.name for case in dataset.cases]
+    few, more = (set(runs.choose_cases(dataset, 0, count, 3).train) for count in (1, 3))
+    assert few < more
+    with pytest.raises(BadInput, match="--train-cases 9"):
+        runs.choose_cases(dataset, 0, 9, 0)
