@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import volsam
-from volsam.cli import bench, data, demo, doctor, evaluate, models, predict, segment, serve, train
+from volsam.cli import bench, data, demo, distill, doctor, evaluate, models, predict, segment, serve, train
 from volsam.cli.console import Command, Group
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ for command in (
     segment.segment,
     predict.predict,
     train.train,
+    distill.distill,
     evaluate.evaluate,
     serve.serve,
     demo.demo,

@@ -36,6 +36,7 @@ PatientOption = Annotated[
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="Settings, a line each.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may come often.")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.")]
 Board = Annotated[bool, typer.Option("--tensorboard", help="Write the log for TensorBoard as well, into RUN.")]
 
 
@@ -51,19 +52,47 @@ def train(
     settings: SetOption = None,
     device: Device = "auto",
     tensorboard: Board = False,
-    dry: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.")] = False,
+    dry: Dry = False,
 ) -> None:
     """Train a model on a dataset; what comes out is a model for predict, evaluate and segment.
 
     Example: volsam train adapt Dataset004_Hippocampus -o runs/hippocampus
     """
+    begin(
+        recipe,
+        dataset,
+        output,
+        gathered(config, settings or []),
+        init,
+        train_cases,
+        fold,
+        patient,
+        device,
+        tensorboard,
+        dry,
+    )
+
+
+def begin(
+    recipe: str,
+    dataset: Path,
+    output: Path,
+    given: dict[str, Any],
+    init: str | None,
+    train_cases: int | None,
+    fold: int,
+    patient: str,
+    device: str,
+    tensorboard: bool,
+    dry: bool,
+) -> None:
+    """Choose cases, make the run ready, and carry it out."""
     _require_extra()
     from volsam.data.dataset import read_dataset
     from volsam.data.splits import patient_of
     from volsam.recipes import runs
     from volsam.recipes.recipe import choose_device
 
-    given = gathered(config, settings or [])
     found = read_dataset(dataset)
     seed = int(given.get("seed", 0)) if str(given.get("seed", 0)).lstrip("-").isdigit() else 0
     cases = runs.choose_cases(found, fold, train_cases, seed, patient_of(patient) if patient else str)

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from volsam.data.dataset import Case, read_image, read_label
 from volsam.data.files import replacing
 from volsam.data.io import read_grid
+from volsam.data.preprocess import inside
 from volsam.errors import BadInput
 from volsam.geometry import Grid, resample
 from volsam.volume import Volume
@@ -76,6 +77,13 @@ class Preparation(BaseModel, frozen=True, extra="forbid"):
             found[share >= best] = index
             best = np.maximum(best, share)
         return found
+
+    def region(self, volume: Volume, roi: Grid) -> NDArray[np.float32]:
+        """(d, h, w): a region of the first channel; beyond the scan is its lowest value there, as in training."""
+        values = np.asarray(resample(volume.data[0], volume.grid, roi, mode="area"), dtype=np.float32)
+        known = inside(volume.grid, roi)
+        values = np.where(known, values, values[known].min() if known.any() else 0.0)
+        return np.asarray(self.scale(volume.data[0])(values), dtype=np.float32)
 
     def scale(self, values: NDArray[np.generic]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
         """What brings a channel to the network's scale, found from its values or from any part that is like it."""

@@ -39,7 +39,9 @@ class Method:
     plan: what it makes of a dataset and its training cases; network: the network, with `requires_grad` set as the
     method has it, from the plan, the settings and the weights to begin with; task: what is learnt from a batch;
     items: what the network is shown; groups: which weights learn, and at which part of the rate; model: the trained
-    network behind the interface of `volsam predict` or of a session.
+    network behind the interface of `volsam predict` or of a session; complete: settings with what the weights to begin
+    with add to them; begin: what else a new run takes over before its first step;
+    keeps: a pattern of names of weights that are drawn anew and do not learn, so that they must be stored all the same.
     """
 
     name: str
@@ -53,6 +55,9 @@ class Method:
     items: Callable[[Sequence[Prepared], Plan, Any, nn.Module, str, Show], Items]
     model: Callable[[nn.Module, Plan, Any, str, str], Any]
     groups: Callable[[nn.Module, Any], list[tuple[list[nn.Parameter], float]]]
+    complete: Callable[[Mapping[str, Any], str | None], dict[str, Any]] = lambda given, init: dict(given)
+    begin: Callable[[nn.Module, Any], None] = lambda network, config: None
+    keeps: str = ""
 
 
 methods: Registry[Method] = Registry("method")
@@ -61,6 +66,7 @@ methods: Registry[Method] = Registry("method")
 def load_methods() -> Registry[Method]:
     """All methods: importing a recipe registers its own."""
     import volsam.recipes.adapt
+    import volsam.recipes.click_methods
     import volsam.recipes.plain_networks
     import volsam.recipes.slice_methods
     import volsam.recipes.volume_methods  # noqa: F401

@@ -37,10 +37,10 @@ class PlainConfig(TrainConfig, frozen=True):
     """Channels of the first level; deeper ones have more."""
 
 
-def plan(dataset: Dataset, cases: Sequence[Case], config: PlainConfig) -> Plan:
-    """Volumes as coarse as the settings say, with mean 0 and spread 1."""
+def plan(multiple: int, dataset: Dataset, cases: Sequence[Case], config: PlainConfig) -> Plan:
+    """Volumes as coarse as the settings say, with mean 0 and spread 1; patches of whole `multiple`s of voxels."""
     spacing = config.spacing or spacing_of(cases, "RAS", config.voxels)
-    patch = patch_of(cases, "RAS", spacing, config.edge, 32)
+    patch = patch_of(cases, "RAS", spacing, max(config.edge, multiple), multiple)
     return plan_of(dataset, Preparation(spacing=spacing), patch, config)
 
 
@@ -151,7 +151,7 @@ for _name, (_title, _source, _make) in NETWORKS.items():
             source=_source,
             config=PlainConfig,
             init="",
-            plan=plan,
+            plan=partial(plan, 64 if _name == "swin-unetr" else 32),
             network=partial(_built, _make),
             task=task,
             items=items,

@@ -136,7 +136,7 @@ def start(
 ) -> Job:
     """A run made ready: cases prepared, network built, its folder begun. The same call goes on with a stopped run."""
     method = _method(name)
-    config = configured(method.config, settings)
+    config = configured(method.config, method.complete(settings, init))
     known = {case.name: case for case in dataset.cases}
     missing = [case for case in (*fold.train, *fold.val) if case not in known]
     if missing:
@@ -150,7 +150,8 @@ def start(
         )
     torch.manual_seed(config.seed)
     network = method.network(plan, config, weights)
-    run = RunFolder(folder)
+    method.begin(network, config)
+    run = RunFolder(folder, method.keeps)
     trained, frozen = counts(network)
     record = Record(
         method=name,
@@ -343,9 +344,9 @@ def is_automatic(model: Trained) -> TypeGuard[AutomaticModel]:
 
 def load_run(path: str | os.PathLike[str], device: str) -> Trained:
     """The model of a run, by its best weights."""
-    run = RunFolder(Path(path))
-    record = run.record()
+    record = RunFolder(Path(path)).record()
     method = _method(record.method)
+    run = RunFolder(Path(path), method.keeps)
     config = method.config.model_validate(dict(record.config))
     weights, began = initial(method, record.init.name)
     if began.sha256 != record.init.sha256:

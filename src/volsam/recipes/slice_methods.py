@@ -143,6 +143,7 @@ methods.add(
         items=embedded,
         model=model,
         groups=all_alike,
+        keeps=r"mask_head\.quality",
     ),
 )
 

@@ -14,7 +14,7 @@ from torch import nn
 from volsam.data.dataset import Case, Dataset
 from volsam.data.preparation import Preparation, Prepared, spacing_of
 from volsam.errors import BadInput
-from volsam.geometry import Grid, resample
+from volsam.geometry import Grid
 from volsam.inference.volumes import CropModel
 from volsam.recipes import from_sam
 from volsam.recipes.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
@@ -144,11 +144,8 @@ class TrainedCropModel(CropModel):
     @torch.inference_mode()
     def encode(self, volume: Volume, roi: Grid) -> Features:
         """Features of a region of the volume's first channel; beyond the scan is its lowest value, as in training."""
-        scaled = self.preparation.scale(volume.data[0])
-        values = np.asarray(resample(volume.data[0], volume.grid, roi, mode="area", fill=np.nan), dtype=np.float32)
-        known = np.isfinite(values)
-        values = scaled(np.where(known, values, values[known].min() if known.any() else 0.0))
-        return self.network.encode(torch.from_numpy(values)[None, None].to(self.device))  # type: ignore[operator]
+        image = torch.from_numpy(self.preparation.region(volume, roi))[None, None]
+        return self.network.encode(image.to(self.device))  # type: ignore[operator]
 
 
 def _points_task(network: nn.Module, plan: Plan, config: ClickConfig) -> nn.Module:

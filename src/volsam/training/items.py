@@ -53,6 +53,7 @@ class Patches(Items):
         seed: of what is drawn.
         by_region: show a patch as volsam-s sees a region (three channels of the first one).
         points: clicks to give beside it, in the object and anywhere; see `PointsTask`.
+        one_object: let the label be 1 in one class, around which the patch is drawn, and 0 elsewhere.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Patches(Items):
         *,
         by_region: bool = False,
         points: tuple[int, int] | None = None,
+        one_object: bool = False,
     ) -> None:
         super().__init__(seed)
         self.cases = cases
@@ -71,20 +73,25 @@ class Patches(Items):
         self.augment = augment
         self.by_region = by_region
         self.points = points
+        self.one_object = one_object
 
     def make(self, random: np.random.Generator) -> Item:
         """A patch, around a voxel of a class that the case has or anywhere."""
         case = self.cases[int(random.integers(len(self.cases)))]
-        present = [places for places in case.places if len(places)]
+        present = [index for index, places in enumerate(case.places) if len(places)]
         size, patch = np.array(case.label.shape), np.array(self.patch)
-        if present and random.random() < FOREGROUND:
-            places = present[int(random.integers(len(present)))]
+        chosen = None
+        if present and (self.one_object or random.random() < FOREGROUND):
+            chosen = present[int(random.integers(len(present)))]
+            places = case.places[chosen]
             low = places[random.integers(len(places))] - random.integers(patch // 4, 3 * patch // 4 + 1)
         else:
             low = random.integers(np.minimum(0, size - patch), np.maximum(0, size - patch) + 1)
         # Not farther out than it must: a volume that is smaller than the patch lies in it whole.
         low = np.clip(low, np.minimum(0, size - patch), np.maximum(0, size - patch))
         image, label, known = cut(case, [int(value) for value in low], self.patch)
+        if self.one_object:
+            label = (label == chosen + 1).astype(np.uint8) if chosen is not None else np.zeros_like(label)
         image, label, known = self.augment.places(image, label, known, random)
         if self.by_region:
             image = normalise(image[0], known)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -23,6 +23,14 @@ from volsam.training.run import BEST, LAST, RESUME, RunFolder
 
 # A line of the log for so many steps, averaged over them.
 LOG_EVERY = 10
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A task that changes on the way."""
+
+    def at(self, part: float) -> None:
+        """How far the schedule is, 0 to 1."""
 
 
 @dataclass
@@ -104,6 +112,8 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * rate * group["share"]
 
+        if isinstance(task, Staged):
+            task.at(part)
         told: dict[str, float] = {}
         for turn in range(config.accumulate):
             batch = fabric.to_device(next(feed))

@@ -13,6 +13,7 @@ their checksum.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,11 @@ class Record(BaseModel, frozen=True):
 
 
 class RunFolder:
-    """The files of a run."""
+    """The files of a run; `keeps` is a pattern of names that are stored although they do not learn, see `kept`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keeps: str = "") -> None:
         self.path = path
+        self.keeps = keeps
 
     def start(self, record: Record) -> None:
         """Make the folder; refused where another run is in it."""
@@ -123,7 +125,7 @@ class RunFolder:
         """Write the trained weights, or their running average."""
         from safetensors.torch import save_file
 
-        weights = {key: value.detach().cpu().contiguous().clone() for key, value in kept(network).items()}
+        weights = {key: value.detach().cpu().contiguous().clone() for key, value in kept(network, self.keeps).items()}
         if average is not None:
             weights |= {key: value.detach().cpu().contiguous() for key, value in average.items()}
         with replacing(self.path / name) as unfinished:
@@ -139,7 +141,7 @@ class RunFolder:
             weights = load_file(file)
         except (SafetensorError, OSError) as error:
             raise BadFile(f"{file} cannot be read ({error}): has the run saved anything yet?") from None
-        wanted = kept(network)
+        wanted = kept(network, self.keeps)
         wrong = set(wanted) ^ set(weights)
         if wrong:
             raise BadFile(f"{file} does not fit the network of its {RUN} ({min(wrong)}): the run is damaged")
@@ -171,14 +173,16 @@ class RunFolder:
 COLUMNS = ("step", "minutes", "rate", "loss", "dice", "validation")
 
 
-def kept(network: nn.Module) -> dict[str, Tensor]:
-    """What is stored of a network: weights that learn, and statistics beside them (running means)."""
+def kept(network: nn.Module, keeps: str = "") -> dict[str, Tensor]:
+    """What is stored of a network: weights that learn, those named by `keeps` (drawn anew and frozen), and what is no weight but was drawn or gathered, such as the
+    matrix of a position code and running means.
+    """
     learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     weights = {name for name, _ in network.named_parameters()}
     return {
         name: value
         for name, value in network.state_dict().items()
-        if name in learning or (name not in weights and "running_" in name)
+        if name in learning or name not in weights or (keeps and re.match(keeps, name))
     }
 
 
