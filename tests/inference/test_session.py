@@ -183,6 +183,36 @@ def test_undo_and_redo_ask_the_model_nothing(a_session, a_model, a_conversation)
     assert (len(a_model.asked), len(a_model.encoded)) == asked
 
 
+def test_answers_that_were_given_away_are_made_again_and_are_the_same(a_session, a_model, a_conversation, monkeypatch):
+    monkeypatch.setattr("volsam.inference.session.KEPT_ANSWERS", 2)
+    seen = []
+    for prompt in a_conversation:
+        a_session.add(prompt)
+        seen.append((a_session.mask.data.copy(), a_session.quality))
+    for mask, quality in reversed(seen):
+        assert len(a_session._now.answers) <= 2
+        assert np.array_equal(a_session.mask.data, mask)
+        assert a_session.quality == quality
+        a_session.undo()
+    assert not a_session.mask.data.any()
+
+
+def test_answers_of_objects_that_nobody_works_on_are_few(a_session, a_conversation, monkeypatch):
+    monkeypatch.setattr("volsam.inference.session.KEPT_ELSEWHERE", 1)
+    for prompt in a_conversation:
+        a_session.add(prompt)
+    mask, quality = a_session.mask.data.copy(), a_session.quality
+    first = a_session.current
+    a_session.select("other")
+    a_session.add(a_conversation[0])
+    assert len(a_session._objects[first].answers) == 1
+    a_session.select(first)
+    assert a_session.quality == quality
+    a_session.undo()
+    a_session.redo()
+    assert np.array_equal(a_session.mask.data, mask)
+
+
 def test_a_new_prompt_ends_what_can_be_redone(a_session, a_bowl):
     a_session.add(a_bowl.click("stone"))
     a_session.undo()
@@ -367,6 +397,56 @@ def test_there_is_always_an_object(a_session, a_bowl):
     a_session.delete("object")
     assert a_session.objects == ["object"]
     assert not a_session.mask.data.any()
+
+
+def test_an_object_is_renamed_in_its_place(a_session, a_bowl):
+    a_session.add(a_bowl.click("stone"))
+    a_session.select("berry")
+    a_session.rename("object", "stone")
+    assert a_session.objects == ["stone", "berry"]
+    assert a_session.mask_of("stone").data.any()
+    a_session.rename("berry", "fruit")
+    assert a_session.current == "fruit"
+    with pytest.raises(BadInput, match="'stone' already"):
+        a_session.rename("fruit", "stone")
+    with pytest.raises(BadInput, match="empty"):
+        a_session.rename("fruit", " ")
+
+
+def test_clicks_in_other_objects_count_as_outside_if_the_session_minds_them(a_session, a_model, a_bowl, tmp_path):
+    a_session.neighbours = True
+    a_session.add(a_bowl.click("stone"))
+    a_session.select("berry")
+    a_session.add(a_bowl.click("berry"))
+    assert a_model.asked[-1].labels.tolist() == [False, True]
+    assert len(a_session.prompts) == 1  # they are not prompts of this object
+    a_session.select("object")
+    a_session.reset()
+    a_session.select("berry")
+    a_session.undo()
+    a_session.redo()
+    a_session.save(tmp_path / "session.json")
+    again = type(a_session).load(tmp_path / "session.json", a_model, a_session.volume)
+    # What stood when the click was made is kept with it, whatever became of the other object.
+    assert a_model.asked[-1].labels.tolist() == [False, True]
+    assert np.array_equal(again.mask_of("berry").data, a_session.mask_of("berry").data)
+
+
+def test_a_click_where_another_object_was_clicked_is_this_objects(a_session, a_model, a_bowl):
+    a_session.neighbours = True
+    a_session.add(a_bowl.click("stone"))
+    a_session.select("same")
+    a_session.add(a_bowl.click("stone"))
+    assert a_model.asked[-1].labels.tolist() == [True]
+
+
+def test_neighbours_are_not_minded_by_a_model_without_negative_clicks(a_session, a_model, a_bowl, monkeypatch):
+    monkeypatch.setattr(a_model, "takes", frozenset({"click"}), raising=False)
+    a_session.neighbours = True
+    a_session.add(a_bowl.click("stone"))
+    a_session.select("berry")
+    a_session.add(a_bowl.click("berry"))
+    assert a_model.asked[-1].labels.tolist() == [True]
 
 
 def test_an_unknown_object_is_refused_with_the_names_that_there_are(a_session):

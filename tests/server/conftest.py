@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import base64
+import re
+import signal
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -184,6 +188,43 @@ def ana(http: TestClient) -> Client:
     client = Client(http)
     client.open()
     return client
+
+
+class Process:
+    """`volsam serve` in a process of its own, with the model that ships."""
+
+    def __init__(self, sessions: Path, studies: Path, *options: str) -> None:
+        words = ["serve", "--port", "0", "--sessions", str(sessions), "--studies", str(studies), "--device", "cpu"]
+        run = "import sys; from volsam.cli import main; main()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", run, *words, *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        assert self.process.stderr is not None
+        said = self.process.stderr.readline()
+        found = re.search(r"http://\S+", said)
+        assert found is not None, said + self.process.stderr.read()
+        self.address = found[0]
+
+    def end(self, how: int) -> int:
+        """Send a signal and wait for the end."""
+        self.process.send_signal(how)
+        _, self.said = self.process.communicate(timeout=60)
+        return self.process.returncode
+
+
+@pytest.fixture
+def start(tmp_path: Path, studies: Path) -> Iterator[Callable[..., Process]]:
+    """Starts servers as processes; all of them share the saved sessions."""
+    running: list[Process] = []
+
+    def begin(*options: str) -> Process:
+        running.append(Process(tmp_path / "sessions", studies, *options))
+        return running[-1]
+
+    yield begin
+    for one in running:
+        if one.process.poll() is None:
+            one.end(signal.SIGKILL)
 
 
 @pytest.fixture(autouse=True)

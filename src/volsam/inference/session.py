@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from volsam.errors import BadFile, BadInput, NotSupported
-from volsam.geometry import Grid, Shape, resample
+from volsam.geometry import resample
 from volsam.inference.log import Active, PromptLog
 from volsam.inference.model import InteractiveModel, require_taken
-from volsam.inference.predictor import OUTSIDE, Answer, Patch, Predictor, paint
+from volsam.inference.objects import Changed, ObjectState
+from volsam.inference.predictor import OUTSIDE, Answer, Predictor, paint
+from volsam.inference.record import FORMAT, VERSION, read_record, require_same_grid
 from volsam.inference.slices import SliceModel, SlicePredictor
 from volsam.inference.uncertainty import Uncertainty, ensemble
 from volsam.prompts import Click, MaskHint, Point, Prompt, PromptSet, positions, require_inside
 from volsam.volume import Volume
 
-FORMAT = "volsam-session"
-VERSION = 1
+# Answers kept of the object at work and of the others; one takes up to a megabyte. Older ones are made again when undo
+# comes to them.
+KEPT_ANSWERS, KEPT_ELSEWHERE = 48, 4
 # Clicks in other objects that count as outside; those far away say nothing.
 MOST_NEIGHBOURS = 8
-Changed = tuple[Shape, Shape]
 Model = InteractiveModel | SliceModel
 """What a session can talk to: a model of volumes, or of slices."""
 
@@ -61,7 +61,7 @@ class Session:
         self.predictor = (
             SlicePredictor(model, volume, plane, follow) if isinstance(model, SliceModel) else Predictor(model, volume)
         )
-        self._objects: dict[str, _Object] = {}
+        self._objects: dict[str, ObjectState] = {}
         self.current = object_name
         self.select(object_name)
 
@@ -82,7 +82,7 @@ class Session:
         if not name.strip():
             raise BadInput("an object needs a name, got an empty one")
         if name not in self._objects:
-            self._objects[name] = _Object(self.volume.grid)
+            self._objects[name] = ObjectState(self.volume.grid)
         self.current = name
 
     def rename(self, name: str, new: str) -> None:
@@ -100,7 +100,7 @@ class Session:
         self._require_object(name)
         del self._objects[name]
         if not self._objects:
-            self._objects[name] = _Object(self.volume.grid)
+            self._objects[name] = ObjectState(self.volume.grid)
         if self.current not in self._objects:
             self.current = self.objects[-1]
 
@@ -248,13 +248,13 @@ class Session:
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Model, volume: Volume) -> Session:
         """Go on with a saved session: the same volume, the same model or another one."""
-        return cls.from_record(_read_record(Path(path)), model, volume, str(path))
+        return cls.from_record(read_record(Path(path)), model, volume, str(path))
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], model: Model, volume: Volume, name: str = "the record") -> Session:
         """The session that `record` describes; `name` is what messages call it."""
         try:
-            _require_same_grid(record["volume"], volume, name)
+            require_same_grid(record["volume"], volume, name)
             logs = {str(item["name"]): PromptLog.replay(item["log"], volume.grid) for item in record["objects"]}
             current = str(record["current"])
             session = cls(model, volume, object_name=next(iter(logs)))
@@ -278,7 +278,7 @@ class Session:
         require_taken(prompt, self.volume.grid, self.model.name, self.model.takes)
 
     @property
-    def _now(self) -> _Object:
+    def _now(self) -> ObjectState:
         return self._objects[self.current]
 
     @property
@@ -320,68 +320,17 @@ class Session:
         item = self._now
         active, turns = item.log.active, item.log.turns
         done = max((end for end in turns if _key(active[:end]) in item.answers), default=0)
-        answer = item.answers.get(_key(active[:done]))
+        answer = item.known(_key(active[:done]))
         for end in (end for end in turns if end > done):
             if any(isinstance(prompt, MaskHint) for _, prompt in active[done:end]):
                 answer = None  # a starting mask starts anew
             answer = self.predictor(self._asked(active[:end]), answer)
             item.answers[_key(active[:end])] = answer
             done = end
+        for other in self._objects.values():
+            other.keep(KEPT_ANSWERS if other is item else KEPT_ELSEWHERE)
         return item.show(paint(answer, self._standing, self.volume.grid))
-
-
-class _Object:
-    """One object: its log, the answer to every prefix of prompts seen so far, and its mask."""
-
-    def __init__(self, grid: Grid) -> None:
-        self.log = PromptLog()
-        self.answers: dict[tuple[int, ...], Answer | None] = {}
-        # First axis fastest, as the formats write it: saving then copies nothing.
-        self.canvas: NDArray[np.uint8] = np.zeros(grid.shape, np.uint8, order="F")
-        self.patch = Patch((0, 0, 0), (0, 0, 0), np.zeros((0, 0, 0), bool))
-
-    def show(self, patch: Patch) -> Changed | None:
-        """Paint `patch` in place of the last one; returns the box that holds both."""
-        # Somebody who asked for the mask still holds the canvas (its base is shared by every view): leave it to them
-        # and take a new one. Nothing lies outside the patch, so nothing is copied; fresh zeros cost next to nothing.
-        # The two references counted are this object's and the argument's.
-        if sys.getrefcount(self.canvas) > 2:
-            self.canvas = np.zeros(self.canvas.shape, np.uint8, order="F")
-        else:
-            self.canvas[self.patch.window] = 0
-        self.canvas[patch.window] = patch.mask
-        boxes = [(p.low, p.high) for p in (self.patch, patch) if p.mask.size]
-        self.patch = patch
-        if not boxes:
-            return None
-        low = np.min([box[0] for box in boxes], axis=0)
-        high = np.max([box[1] for box in boxes], axis=0)
-        return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
 
 
 def _key(active: Active) -> tuple[int, ...]:
     return tuple(number for number, _ in active)
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text())
-    except OSError as reason:
-        raise BadFile(f"cannot read the session {path}: {reason.strerror}") from None
-    except ValueError:
-        raise BadFile(f"{path} is not a saved session: it is not JSON") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise BadFile(f"{path} is not a session saved by volsam")
-    version = record.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise BadFile(f"{path} was saved by a newer version of volsam: update volsam to open it")
-    return record
-
-
-def _require_same_grid(saved: Mapping[str, Any], volume: Volume, name: str) -> None:
-    grid = volume.grid
-    if saved["shape"] != list(grid.shape) or not np.allclose(saved["affine"], grid.affine, atol=1e-4):
-        raise BadInput(
-            f"{name} belongs to {saved['name']} with {saved['shape']} voxels, not to {volume.name} with "
-            f"{list(grid.shape)}: open that volume, or one on the same grid"
-        )

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volsam.errors import BadInput
-from volsam.inference.session import Changed, Model, Session
+from volsam.inference.objects import Changed
+from volsam.inference.session import Model, Session
 from volsam.inference.uncertainty import Uncertainty
 from volsam.prompts import Prompt, PromptSet
 from volsam.server import wire

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volsam.geometry import Shape
-from volsam.inference.session import Changed
+from volsam.inference.objects import Changed
 
 Policy = Literal["overlap", "keep", "overwrite"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from volsam.errors import BadInput
 from volsam.geometry import Shape
-from volsam.inference.session import Changed
+from volsam.inference.objects import Changed
 
 BITS, BYTES = "bits+deflate", "uint8+deflate"
 LEVEL = 1  # masks are runs: more work packs them hardly better

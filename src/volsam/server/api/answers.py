@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from fastapi import Header
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 
 from volsam.inference.session import Session
 from volsam.server import wire
@@ -18,15 +17,15 @@ from volsam.server.device import Clock
 Token = Annotated[str | None, Header(alias="X-Lease-Token", description="From POST /api/v1/lease.")]
 
 
-class Wrong(BaseModel):
-    """An error."""
-
-    detail: str
-    code: str
-
-
+# Written out, since FastAPI makes something of every model of every answer of every route.
+WRONG = {
+    "type": "object",
+    "title": "Wrong",
+    "required": ["detail", "code"],
+    "properties": {"detail": {"type": "string"}, "code": {"type": "string"}},
+}
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Wrong, "description": text}
+    status: {"description": text, "content": {"application/json": {"schema": WRONG}}}
     for status, text in {
         400: "A value that cannot be used",
         401: "Missing or wrong key",

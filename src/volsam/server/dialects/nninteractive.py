@@ -26,7 +26,7 @@ from starlette.types import Scope
 
 from volsam.errors import BadInput
 from volsam.geometry import Grid
-from volsam.inference.session import Changed
+from volsam.inference.objects import Changed
 from volsam.prompts import Box, Click, MaskHint, Prompt
 from volsam.server import dialects
 from volsam.server.conversation import Conversation, Outcome

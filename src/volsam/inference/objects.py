@@ -1,0 +1,54 @@
+"""One object of a session: its log, the answers to its prompts so far, and its mask."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volsam.geometry import Grid, Shape
+from volsam.inference.log import PromptLog
+from volsam.inference.predictor import Answer, Patch
+
+Changed = tuple[Shape, Shape]
+
+
+class ObjectState:
+    """One object: its log, the answer to every prefix of prompts seen so far, and its mask."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.log = PromptLog()
+        self.answers: dict[tuple[int, ...], Answer | None] = {}
+        # First axis fastest, as the formats write it: saving then copies nothing.
+        self.canvas: NDArray[np.uint8] = np.zeros(grid.shape, np.uint8, order="F")
+        self.patch = Patch((0, 0, 0), (0, 0, 0), np.zeros((0, 0, 0), bool))
+
+    def known(self, key: tuple[int, ...]) -> Answer | None:
+        """An answer, if it is there, which is then the last to be given away."""
+        if key in self.answers:
+            self.answers[key] = self.answers.pop(key)
+        return self.answers.get(key)
+
+    def keep(self, most: int) -> None:
+        """Give away the answers that were not needed for longest."""
+        for key in list(self.answers)[:-most]:
+            del self.answers[key]
+
+    def show(self, patch: Patch) -> Changed | None:
+        """Paint `patch` in place of the last one; returns the box that holds both."""
+        # Somebody who asked for the mask still holds the canvas (its base is shared by every view): leave it to them
+        # and take a new one. Nothing lies outside the patch, so nothing is copied; fresh zeros cost next to nothing.
+        # The two references counted are this object's and the argument's.
+        if sys.getrefcount(self.canvas) > 2:
+            self.canvas = np.zeros(self.canvas.shape, np.uint8, order="F")
+        else:
+            self.canvas[self.patch.window] = 0
+        self.canvas[patch.window] = patch.mask
+        boxes = [(p.low, p.high) for p in (self.patch, patch) if p.mask.size]
+        self.patch = patch
+        if not boxes:
+            return None
+        low = np.min([box[0] for box in boxes], axis=0)
+        high = np.max([box[1] for box in boxes], axis=0)
+        return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
