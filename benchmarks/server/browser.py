@@ -27,9 +27,20 @@ sys.path.append(str(HERE.parent))
 from measure import VOLSAM, busy, machine  # noqa: E402
 
 FLAGS = (
-    "--no-sandbox --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync --use-angle=swiftshader --enable-unsafe-swiftshader"
-).split()
+    "--no-sandbox",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+)
+# Whom the browser asks to draw in 3D.
+RENDERER = """() => {
+  const gl = new OffscreenCanvas(1, 1).getContext("webgl2");
+  return gl ? gl.getParameter(gl.getExtension("WEBGL_debug_renderer_info").UNMASKED_RENDERER_WEBGL) : "nobody";
+}"""
 SHAPE = (512, 512, 300)
 COARSE = 4  # the objects are made at a quarter of the resolution
 CLICKS = 5  # of each object
@@ -96,7 +107,7 @@ def drive(
             found = re.search(r"http://\S+", line)
             address = found and found.group()
         with sync_playwright() as tools:
-            browser = tools.chromium.launch(executable_path=options.chromium, headless=True, args=FLAGS)
+            browser = tools.chromium.launch(executable_path=options.chromium, headless=True, args=list(FLAGS))
             page = browser.new_page(viewport={"width": 1440, "height": 900})
             page.set_default_timeout(120_000)
             begin = time.perf_counter()
@@ -104,12 +115,7 @@ def drive(
             page.wait_for_selector("body[data-ready=true]")
             opened = time.perf_counter() - begin
             samples = [sample for _ in range(options.rounds) for sample in clicks(page, objects)]
-            renderer = page.evaluate(
-                """() => {
-                  const gl = new OffscreenCanvas(1, 1).getContext("webgl2");
-                  return gl ? gl.getParameter(gl.getExtension("WEBGL_debug_renderer_info").UNMASKED_RENDERER_WEBGL) : "no WebGL";
-                }"""
-            )
+            renderer = page.evaluate(RENDERER)
             browser.close()
     finally:
         server.terminate()
@@ -142,7 +148,7 @@ def describe(opened: float, samples: list[tuple[int, float, float]], renderer: s
     lines = [
         machine(),
         *([notice] if (notice := busy()) else []),
-        f"Volume {' × '.join(map(str, SHAPE))}, int16; Chromium, WebGL by {renderer}; server and browser on one machine.",
+        f"Volume {' × '.join(map(str, SHAPE))}, int16; server and Chromium on one machine, WebGL by {renderer}.",
         f"The page showed all of the volume {opened:.1f} s after its address was entered.",
         "",
         f"{'milliseconds from the mouse to the painted mask':50}{'n':>5}{'p50':>8}{'p95':>8}",

@@ -73,7 +73,7 @@ def test_without_a_browser_one_is_told_what_to_do(type_: Type, a_scan: Path, a_s
     assert "open the address" in type_("view", a_scan).stderr
 
 
-def test_a_scan_that_is_not_there_is_refused_before_anything_starts(type_: Type, tmp_path: Path, a_stage: Stage) -> None:
+def test_a_scan_that_is_not_there_is_refused_at_once(type_: Type, tmp_path: Path, a_stage: Stage) -> None:
     assert "there is no such file" in error_of(type_("view", tmp_path / "nothing.nii.gz"))
     assert a_stage.app is None
 

@@ -87,7 +87,7 @@ def in_plane(mask: NDArray[np.bool_], grid: Grid, low: tuple[int, int, int]) -> 
 
 
 def _slice_axis(grid: Grid) -> int:
-    """The axis of largest spacing; among equal ones that nearest to head and feet, as people measure in axial slices."""
+    """The axis of largest spacing; among equals the one nearest to head and feet: people measure in axial slices."""
     thick = np.flatnonzero(grid.spacing > 0.999 * grid.spacing.max())
     upright = np.abs(grid.affine[2, :3]) / grid.spacing
     return int(thick[np.argmax(upright[thick])])

@@ -202,7 +202,8 @@ class Viewer:
           const [x, y] = plane.clientOf(voxel);
           const bounds = plane.canvas.getBoundingClientRect();
           const ratio = plane.canvas.width / bounds.width;
-          return [...plane.context.getImageData((x - bounds.left) * ratio, (y - bounds.top) * ratio, 1, 1).data.slice(0, 3)];
+          const [left, top] = [(x - bounds.left) * ratio, (y - bounds.top) * ratio];
+          return [...plane.context.getImageData(left, top, 1, 1).data.slice(0, 3)];
         }"""
         return self.page.evaluate(found, [plane, list(voxel)])
 

@@ -42,6 +42,15 @@ def test_clicks_undo_a_second_object_a_lock_and_saving(
     assert red > green, "the mask has not the colour of its object"
     assert red > blue
 
+    # In three dimensions: a surface around the voxels of the mask, in mm.
+    viewer.page.wait_for_function("volsam.space.meshes.size === 1")
+    low, high = viewer.page.evaluate(
+        "[...volsam.space.meshes.values()].map((mesh) => [[...mesh.extentsMin], [...mesh.extentsMax]])[0]"
+    )
+    world = scan.grid.to_world(voxels)
+    np.testing.assert_allclose(low, world.min(axis=0), atol=2.5)
+    np.testing.assert_allclose(high, world.max(axis=0), atol=2.5)
+
     # Another one outside, with Alt; back, and forth again.
     viewer.click("axial", BESIDE, with_key="Alt")
     reference.add(Click(tuple(scan.grid.to_world(BESIDE)), positive=False))

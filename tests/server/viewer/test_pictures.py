@@ -1,6 +1,6 @@
 """Pictures of the page for the documentation: made when VOLSAM_PICTURES names a folder for them.
 
-    VOLSAM_PICTURES=docs/images pytest tests/server/viewer/test_pictures.py
+VOLSAM_PICTURES=docs/images pytest tests/server/viewer/test_pictures.py
 """
 
 from __future__ import annotations

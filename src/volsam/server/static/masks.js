@@ -40,15 +40,12 @@ export class Masks {
     this.#forget(id);
   }
 
+  /** Voxels of an object. */
   count(id) {
     const box = this.boxes.get(id);
-    return box ? box.values.reduce((sum, value) => sum + value, 0) : 0;
-  }
-
-  has(id, voxel) {
-    const box = this.boxes.get(id);
-    if (!box || voxel.some((at, axis) => at < box.low[axis] || at >= box.high[axis])) return false;
-    return box.values[offset(box, voxel)] === 1;
+    let sum = 0;
+    if (box) for (let n = 0; n < box.values.length; n++) sum += box.values[n];
+    return sum;
   }
 
   /** Colour the slice: `pixels` (Uint32Array, width × height) gets the colours of the visible objects, else 0. */

@@ -40,7 +40,8 @@ export class Panel {
     const focused = active?.dataset?.focus;
     this.objects.replaceChildren(...session.objects.map((object) => this.#objectRow(object)));
     if (focused) this.objects.querySelector(`[data-focus="${focused}"]`)?.focus();
-    for (const radio of document.querySelectorAll("input[name=policy]")) radio.checked = radio.value === session.state.policy;
+    const { policy } = session.state;
+    for (const radio of document.querySelectorAll("input[name=policy]")) radio.checked = radio.value === policy;
   }
 
   #objectRow(object) {
@@ -51,7 +52,7 @@ export class Panel {
     row.setAttribute("aria-current", current);
     const colour = element("input", { type: "color", value: object.colour, ariaLabel: `Colour of ${object.name}` });
     colour.addEventListener("change", () => session.change(object.id, { colour: colour.value }));
-    const name = element("input", { className: "name", value: object.name, spellcheck: false, ariaLabel: "Name of the object" });
+    const name = element("input", { className: "name", value: object.name, spellcheck: false, ariaLabel: "Name" });
     name.dataset.focus = `name-${object.id}`;
     name.addEventListener("focus", () => current || session.select(object.id));
     name.addEventListener("keydown", (event) => event.key === "Enter" && name.blur());

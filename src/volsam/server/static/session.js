@@ -157,7 +157,7 @@ export class Session extends EventTarget {
   #act(method, path, body) {
     return this.#queue(async () => {
       const answer = await this.api.call(method, path, body);
-      await this.#apply(answer.changes);
+      await this.#apply(answer.changes, answer.object);
       this.#note(answer);
       this.#tell("masks");
       this.#tell("objects");
@@ -166,13 +166,14 @@ export class Session extends EventTarget {
     });
   }
 
-  async #apply(changes) {
+  async #apply(changes, worked) {
     const parts = await Promise.all(changes.map(decode));
     changes.forEach(({ object }, n) => this.masks.apply(object, parts[n]));
-    const voxel = this.state.spacing.reduce((volume, spacing) => volume * spacing, 1) / 1000;
-    for (const { object } of changes) {
+    // The answer tells the size of the object that was worked on; others that lost or got voxels are counted here.
+    const millilitres = this.state.spacing.reduce((volume, spacing) => volume * spacing, 1) / 1000;
+    for (const { object } of changes.filter(({ object }) => object !== worked)) {
       const voxels = this.masks.count(object);
-      this.#amend(object, { voxels, volume_ml: voxels * voxel });
+      this.#amend(object, { voxels, volume_ml: voxels * millilitres });
     }
   }
 

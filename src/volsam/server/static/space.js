@@ -1,7 +1,5 @@
 // The objects in three dimensions, drawn by NiiVue, which is loaded when the first mask is there.
 
-import { surface } from "./surface.js";
-
 const PAUSE_MS = 250; // after the last change, so that clicks come first
 const HOME = [110, 15];
 // A light over the left shoulder and a weaker one at the eye, so that no side is black. Towards the eye is minus z.
@@ -25,6 +23,7 @@ export class Space {
     this.view = view;
     this.note = document.getElementById("space-note");
     this.meshes = new Map();
+    this.busy = Promise.resolve();
     this.turn = [...HOME];
     const { session } = view;
     for (const event of ["masks", "objects"]) session.addEventListener(event, () => this.#soon());
@@ -53,7 +52,9 @@ export class Space {
 
   #soon() {
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.#update().catch(() => this.#fail()), PAUSE_MS);
+    this.timer = setTimeout(() => {
+      this.busy = this.busy.then(() => this.#update()).catch(() => this.#fail());
+    }, PAUSE_MS);
   }
 
   async #update() {
@@ -62,26 +63,28 @@ export class Space {
     this.note.textContent = shown.length ? "" : "Objects appear here once they have a mask.";
     if (!shown.length && !this.scene) return;
     await this.#start();
-    const { NVMesh, scene } = this;
-    const keep = new Set(shown.map((object) => `${object.id}/${object.changed}/${object.voxels}/${object.colour}`));
-    for (const [key, mesh] of this.meshes) {
-      if (keep.has(key)) continue;
-      mesh?.unloadMesh(scene.gl);
-      this.meshes.delete(key);
-    }
-    for (const object of shown) {
-      const key = `${object.id}/${object.changed}/${object.voxels}/${object.colour}`;
+    const wanted = new Map(shown.map((object) => [keyOf(object), object]));
+    for (const [key, object] of wanted) {
       if (this.meshes.has(key)) continue;
-      const box = session.masks.boxes.get(object.id);
-      const made = box && surface(box, volume);
-      const rgba = [1, 3, 5].map((at) => parseInt(object.colour.slice(at, at + 2), 16));
-      const mesh =
-        made && new NVMesh(made.points, made.triangles, object.name, new Uint8Array([...rgba, 255]), 1, true, scene.gl);
-      if (mesh) mesh.meshShaderIndex = this.light;
+      const mesh = await this.#mesh(object, volume);
+      if (this.view.volume !== volume) return; // another scan was opened meanwhile
       this.meshes.set(key, mesh);
     }
-    scene.meshes = [...this.meshes.values()].filter(Boolean);
-    scene.updateGLVolume();
+    const gone = [...this.meshes].filter(([key]) => !wanted.has(key));
+    for (const [key] of gone) this.meshes.delete(key);
+    this.scene.meshes = [...this.meshes.values()].filter(Boolean);
+    for (const [, mesh] of gone) mesh?.unloadMesh(this.scene.gl);
+    this.scene.updateGLVolume();
+  }
+
+  async #mesh({ id, name, colour }, { affine }) {
+    const box = this.view.session.masks.boxes.get(id);
+    const made = box && (await this.#surface(box, affine));
+    if (!made) return null;
+    const rgba = new Uint8Array([...[1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)), 255]);
+    const mesh = new this.NVMesh(made.points, made.triangles, name, rgba, 1, true, this.scene.gl);
+    mesh.meshShaderIndex = this.light;
+    return mesh;
   }
 
   /** NiiVue, on first use. */
@@ -100,6 +103,15 @@ export class Space {
       this.scene = scene;
     })();
     await this.starting;
+  }
+
+  /** Triangles of a mask, made in a worker so that the page stays quick; one after the other. */
+  #surface(box, affine) {
+    this.worker ??= new Worker(new URL("./surface.js", import.meta.url), { type: "module" });
+    return new Promise((done) => {
+      this.worker.onmessage = ({ data }) => done(data);
+      this.worker.postMessage({ box, affine });
+    });
   }
 
   #clear() {
@@ -125,4 +137,9 @@ export class Space {
     const { scene } = this;
     if (scene) scene.setScale(Math.min(Math.max(scene.scene.volScaleMultiplier * factor, 0.3), 4));
   }
+}
+
+/** Whatever changes how an object looks here. */
+function keyOf({ id, changed, voxels, colour }) {
+  return [id, changed, voxels, colour].join("/");
 }

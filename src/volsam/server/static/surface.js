@@ -1,22 +1,32 @@
 // The surface of a mask as triangles, by surface nets: a point in every cell of eight voxels that are not all alike.
 
-const MOST_VOXELS = 2_000_000; // beyond, every second voxel has to do
+const MOST_VOXELS = 4_000_000; // beyond, every second voxel has to do
 const ROUNDS = 4; // of smoothing
 
+/** Runs as a worker: `{box, affine}` in, `{points, triangles}` or null out, in the order asked. */
+if (typeof WorkerGlobalScope !== "undefined") {
+  onmessage = ({ data: { box, affine } }) => {
+    const made = surface(box, affine);
+    postMessage(made, made ? [made.points.buffer, made.triangles.buffer] : []);
+  };
+}
+
 /** Points in mm RAS+ (x, y, z after one another) and corners of triangles; null for an empty mask. */
-export function surface(box, volume) {
-  const { size, stride, at } = sampled(box);
-  const [ni, nj, nk] = size.map((n) => n + 1); // cells, with a rim
+function surface(box, affine) {
+  const { values, size, stride } = padded(box);
+  const [ni, nj, nk] = size.map((n) => n - 1); // cells
   const cells = new Int32Array(ni * nj * nk).fill(-1);
   const points = [];
   const corner = new Uint8Array(8);
   const quads = [];
   const steps = [1, ni, ni * nj];
+  const rows = [1, size[0], size[0] * size[1]];
+  const around = [0, 1, 2, 3, 4, 5, 6, 7].map((n) => (n & 1) + ((n >> 1) & 1) * rows[1] + (n >> 2) * rows[2]);
   for (let k = 0, cell = 0; k < nk; k++) {
     for (let j = 0; j < nj; j++) {
-      for (let i = 0; i < ni; i++, cell++) {
+      for (let i = 0, at = rows[1] * j + rows[2] * k; i < ni; i++, cell++, at++) {
         let inside = 0;
-        for (let n = 0; n < 8; n++) inside += corner[n] = at(i - 1 + (n & 1), j - 1 + ((n >> 1) & 1), k - 1 + (n >> 2));
+        for (let n = 0; n < 8; n++) inside += corner[n] = values[at + around[n]];
         if (inside === 0 || inside === 8) continue;
         cells[cell] = points.length / 3;
         points.push(...middle(corner, i, j, k));
@@ -24,7 +34,7 @@ export function surface(box, volume) {
         for (let axis = 0; axis < 3; axis++) {
           if (corner[0] === corner[1 << axis]) continue;
           const [b, c] = [steps[(axis + 1) % 3], steps[(axis + 2) % 3]];
-          const ring = [cell, cell - b, cell - b - c, cell - c].map((n) => cells[n]);
+          const ring = [cells[cell], cells[cell - b], cells[cell - b - c], cells[cell - c]];
           quads.push(corner[0] ? ring : ring.reverse());
         }
       }
@@ -32,18 +42,23 @@ export function surface(box, volume) {
   }
   if (!points.length) return null;
   const smooth = relaxed(Float32Array.from(points), quads);
-  return { points: placed(smooth, box.low, stride, volume), triangles: triangles(quads, volume.affine) };
+  return { points: placed(smooth, box.low, stride, affine), triangles: triangles(quads, affine) };
 }
 
-function sampled(box) {
-  const stride = box.values.length > MOST_VOXELS ? Math.ceil(Math.cbrt(box.values.length / MOST_VOXELS)) : 1;
-  const size = box.size.map((n) => Math.ceil(n / stride));
-  const [ni, nj] = box.size;
-  const at = (i, j, k) => {
-    if (i < 0 || j < 0 || k < 0 || i >= size[0] || j >= size[1] || k >= size[2]) return 0;
-    return box.values[stride * (i + ni * (j + nj * k))];
-  };
-  return { size, stride, at };
+/** The mask with a rim of zeros around, thinned out where it is large. */
+function padded(box) {
+  const stride = Math.ceil(Math.cbrt(box.values.length / MOST_VOXELS)) || 1;
+  const inner = box.size.map((n) => Math.ceil(n / stride));
+  const size = inner.map((n) => n + 2);
+  const values = new Uint8Array(size[0] * size[1] * size[2]);
+  for (let k = 0; k < inner[2]; k++) {
+    for (let j = 0; j < inner[1]; j++) {
+      let from = box.size[0] * stride * (j + box.size[1] * k);
+      let to = 1 + size[0] * (j + 1 + size[1] * (k + 1));
+      for (let i = 0; i < inner[0]; i++, from += stride) values[to++] = box.values[from];
+    }
+  }
+  return { values, size, stride };
 }
 
 /** The mean of the middles of the cell's edges that cross the surface, in voxels of the box. */
@@ -86,10 +101,13 @@ function relaxed(points, quads) {
   return points;
 }
 
-function placed(points, low, stride, volume) {
+function placed(points, low, stride, affine) {
   for (let n = 0; n < points.length; n += 3) {
-    const voxel = [0, 1, 2].map((axis) => low[axis] + points[n + axis] * stride);
-    points.set(volume.toWorld(voxel), n);
+    const [i, j, k] = [0, 1, 2].map((axis) => low[axis] + points[n + axis] * stride);
+    for (let axis = 0; axis < 3; axis++) {
+      const [a, b, c, d] = affine[axis];
+      points[n + axis] = a * i + b * j + c * k + d;
+    }
   }
   return points;
 }

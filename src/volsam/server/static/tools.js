@@ -50,8 +50,8 @@ export class Tools extends EventTarget {
 
   /** What to do next, one sentence. */
   get hint() {
-    if (this.box) return "Now drag across the object in another plane for the depth, or press Enter for this slice alone.";
-    if (this.anchored?.kind === "box") return "Move with the arrow keys to the other corner, then press Enter. Esc gives up.";
+    if (this.box) return "Now drag across the object in another plane for the depth; Enter takes this slice alone.";
+    if (this.anchored?.kind === "box") return "Go with the arrow keys to the other corner, then press Enter. Esc gives up.";
     if (this.anchored) return "Draw with the arrow keys, then press Enter. Esc gives up.";
     if (this.tool === "box" && this.deep) return "Drag a box around the object, then give its depth in another plane.";
     return TOOLS[this.tool].hint;
@@ -84,9 +84,11 @@ export class Tools extends EventTarget {
     plane.canvas.focus();
     plane.canvas.setPointerCapture(event.pointerId);
     const pixel = plane.pixelAt(event);
-    const kind = event.button === 2 ? "window" : event.button === 1 || this.space ? "pan" : this.tool;
+    const pans = event.button === 1 || this.space;
+    const kind = event.button === 2 ? "window" : pans ? "pan" : this.tool;
     const positive = this.positive !== (event.altKey || event.shiftKey);
-    this.gesture = { kind, plane, positive, from: pixel, points: [], client: [event.clientX, event.clientY], moved: false };
+    const client = [event.clientX, event.clientY];
+    this.gesture = { kind, plane, positive, client, from: pixel, points: [], moved: false };
     if (kind === "window") this.gesture.window = this.view.window;
     if (kind === "scribble" || kind === "lasso") this.gesture.points.push(plane.voxelOf(clamped(plane, pixel)));
     if (kind === "look") this.#moveCursor(plane, pixel);

@@ -119,8 +119,8 @@ export class View extends EventTarget {
   #describe() {
     const value = round(this.volume.value(this.cursor));
     for (const { canvas, name, index, plane } of this.planes) {
-      const where = `${name} slice ${index + 1} of ${plane.depth}, crosshair at voxel ${this.cursor.join(", ")}, value ${value}`;
-      canvas.setAttribute("aria-label", `${where}; arrow keys move it, Enter clicks`);
+      const where = `${name} slice ${index + 1} of ${plane.depth}, crosshair at voxel ${this.cursor.join(", ")}`;
+      canvas.setAttribute("aria-label", `${where}, value ${value}; arrow keys move it, Enter clicks`);
     }
   }
 }

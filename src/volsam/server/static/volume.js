@@ -71,11 +71,6 @@ export class Volume {
     return this.data ? this.data[i + ni * (j + nj * k)] * this.slope + this.intercept : 0;
   }
 
-  /** Millimetres RAS+ of a voxel. */
-  toWorld(voxel) {
-    return this.affine.slice(0, 3).map((row) => row[0] * voxel[0] + row[1] * voxel[1] + row[2] * voxel[2] + row[3]);
-  }
-
   /** Voxel indices, with fractions, of millimetres RAS+. */
   toVoxels([x, y, z]) {
     const [[a, b, c, p], [d, e, f, q], [g, h, i, r]] = this.affine;

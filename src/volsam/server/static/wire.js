@@ -5,7 +5,7 @@
  * i + size[0] * (j + size[1] * k).
  */
 export async function decode(part) {
-  const bytes = await inflate(Uint8Array.from(atob(part.data), (letter) => letter.charCodeAt(0)));
+  const bytes = await inflate(unpacked(part.data));
   const size = part.high.map((high, axis) => high - part.low[axis]);
   const box = { low: part.low, high: part.high, size };
   if (part.encoding !== "bits+deflate") return { ...box, values: bytes };
@@ -18,6 +18,11 @@ export async function decode(part) {
     v += 8;
   }
   return { ...box, values };
+}
+
+function unpacked(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 }
 
 async function inflate(packed) {
