@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import volsam
-from volsam.cli import bench, data, demo, distill, doctor, evaluate, models, predict, segment, serve, train
+from volsam.cli import bench, data, demo, distill, doctor, evaluate, models, predict, segment, serve, train, view
 from volsam.cli.console import Command, Group
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ def start(
 
 for command in (
     segment.segment,
+    view.view,
     predict.predict,
     train.train,
     distill.distill,

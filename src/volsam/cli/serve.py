@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,15 +77,9 @@ def serve(
     """
     if log_level not in ("debug", "info", "warning", "error"):
         raise BadInput(f"--log-level is debug, info, warning or error, got {log_level!r}")
-    try:
-        import uvicorn
+    create_app, Settings = parts("volsam serve")
+    from volsam.server.settings import read_key
 
-        from volsam.server.app import create_app
-        from volsam.server.settings import Settings, read_key
-    except ModuleNotFoundError as missing:
-        if str(missing.name).startswith("volsam"):
-            raise
-        raise MissingExtra("volsam serve", "serve") from None
     chosen: dict[str, Any] = {"models": tuple(models.split(","))} if models else {}
     if sessions is not None:
         chosen["sessions"] = sessions
@@ -102,8 +97,30 @@ def serve(
         device=device,
         **chosen,
     )
-    listening = _listening(host, port)
+    at = listening(host, port)
     app = create_app(settings)
+    place = f"[{host}]" if ":" in host else host
+    run(app, at, lambda: say(f"volsam serves at http://{place}:{at.getsockname()[1]} (stop with Ctrl-C)"), log_level)
+
+
+def parts(command: str) -> tuple[Any, Any]:
+    """`create_app` and `Settings`, or which extra is missing for the command."""
+    try:
+        import uvicorn  # noqa: F401
+
+        from volsam.server.app import create_app
+        from volsam.server.settings import Settings
+    except ModuleNotFoundError as missing:
+        if str(missing.name).startswith("volsam"):
+            raise
+        raise MissingExtra(command, "serve") from None
+    return create_app, Settings
+
+
+def run(app: Any, at: socket.socket, started: Callable[[], None], log_level: str = "warning") -> None:
+    """Serve an application at a socket until it is stopped; `started` is called as soon as it takes requests."""
+    import uvicorn
+
     logging.getLogger("volsam").setLevel(log_level.upper())
     config = uvicorn.Config(
         app,
@@ -115,17 +132,16 @@ def serve(
     )
 
     class Server(uvicorn.Server):
-        """Says where it is as soon as it takes requests."""
+        """Tells when it takes requests."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            place = f"[{host}]" if ":" in host else host
-            say(f"volsam serves at http://{place}:{listening.getsockname()[1]} (stop with Ctrl-C)")
+            started()
 
-    Server(config).run(sockets=[listening])
+    Server(config).run(sockets=[at])
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
     """A socket at the place, taken before anything slow is done."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

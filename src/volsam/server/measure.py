@@ -74,7 +74,7 @@ def longest(points: Points) -> Diameter:
 
 def in_plane(mask: NDArray[np.bool_], grid: Grid, low: tuple[int, int, int]) -> dict[str, Any]:
     """The longest diameter in any slice across the axis of largest spacing, and the longest one across it there."""
-    axis = int(np.argmax(grid.spacing))
+    axis = _slice_axis(grid)
     best, where, points = Diameter(np.zeros(3), np.zeros(3)), -1, np.zeros((0, 3))
     for index in np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis))):
         places = np.insert(np.argwhere(mask.take(index, axis=axis)).astype(np.float64), axis, index, axis=1)
@@ -83,7 +83,14 @@ def in_plane(mask: NDArray[np.bool_], grid: Grid, low: tuple[int, int, int]) -> 
         if where < 0 or found.length > best.length:
             best, where, points = found, int(index), world
     across = _across(points, best, float(grid.spacing.min()))
-    return {**best.record(), "axis": axis, "index": where + low[axis], "across": across.record()}
+    return {**best.record(), "axis": axis, "index": int(where + low[axis]), "across": across.record()}
+
+
+def _slice_axis(grid: Grid) -> int:
+    """The axis of largest spacing; among equals the one nearest to head and feet: people measure in axial slices."""
+    thick = np.flatnonzero(grid.spacing > 0.999 * grid.spacing.max())
+    upright = np.abs(grid.affine[2, :3]) / grid.spacing
+    return int(thick[np.argmax(upright[thick])])
 
 
 def _across(points: Points, line: Diameter, width: float) -> Diameter:

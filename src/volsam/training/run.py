@@ -174,8 +174,8 @@ COLUMNS = ("step", "minutes", "rate", "loss", "dice", "validation")
 
 
 def kept(network: nn.Module, keeps: str = "") -> dict[str, Tensor]:
-    """What is stored of a network: weights that learn, those named by `keeps` (drawn anew and frozen), and what is no weight but was drawn or gathered, such as the
-    matrix of a position code and running means.
+    """What is stored of a network: weights that learn, those named by `keeps` (drawn anew and frozen), and what is no
+    weight but was drawn or gathered, such as the matrix of a position code and running means.
     """
     learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     weights = {name for name, _ in network.named_parameters()}

@@ -1,0 +1,53 @@
+"""`volsam view`: one scan in the browser, with a server of its own on this machine."""
+
+from __future__ import annotations
+
+import webbrowser
+from typing import Annotated
+from urllib.parse import urlencode
+
+import typer
+
+from volsam.cli.console import say
+from volsam.cli.options import Device, Model
+from volsam.cli.segment import Channel, Frame, Image
+from volsam.cli.serve import listening, parts, run
+from volsam.errors import BadFile
+
+Port = Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes any that is free.")]
+NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Only print the address.")]
+
+HOST = "127.0.0.1"
+
+
+def view(
+    image: Image,
+    model: Model = None,
+    frame: Frame = None,
+    channel: Channel = None,
+    port: Port = 0,
+    no_browser: NoBrowser = False,
+    device: Device = "auto",
+) -> None:
+    """Open a scan in the browser and segment it by clicks; stop with Ctrl-C, everything is kept.
+
+    Example: volsam view ct.nii.gz
+    """
+    image = image.expanduser().absolute()
+    if not image.exists():
+        raise BadFile(f"{image}: there is no such file or folder; give the scan to look at")
+    create_app, Settings = parts("volsam view")
+    # No other tool is meant to come here, so no other protocol is spoken.
+    chosen = {"models": (model,)} if model else {}
+    settings = Settings(host=HOST, port=port, studies=image.parent, dialects=(), device=device, **chosen)
+    socket = listening(HOST, port)
+    wanted = {"study": image.name, "frame": frame, "channel": channel}
+    query = urlencode({name: value for name, value in wanted.items() if value is not None})
+    address = f"http://{HOST}:{socket.getsockname()[1]}/?{query}"
+
+    def started() -> None:
+        say(f"{image.name} is at {address} (stop with Ctrl-C)")
+        if not no_browser and not webbrowser.open(address):
+            say("no browser was found here: open the address in one")
+
+    run(create_app(settings), socket, started)

@@ -1,0 +1,43 @@
+// Taking masks out of a session: into a file of this computer, or beside the scan.
+
+import { askSave } from "./sheets.js";
+
+/** Ask what to save and how, and do it. */
+export async function save(session, messages) {
+  const { api } = session;
+  const choice = await askSave(session, await isDicom(session));
+  if (!choice) return;
+  try {
+    if (choice.place === "beside") {
+      const format = choice.format === "dcm" ? "dicom_seg" : choice.format;
+      const { path } = await api.call("POST", "session/save", { tag: "final", format, objects: choice.objects });
+      messages.note(`Saved as ${path} in the folder of studies.`);
+      return;
+    }
+    const { path, name } = wanted(session, choice);
+    hand(await (await api.response("GET", path)).blob(), name);
+    messages.note("The masks were downloaded.");
+  } catch (error) {
+    messages.error(error);
+  }
+}
+
+function wanted({ state, current }, { objects, format }) {
+  const named = objects ? current.name.replace(/[^\p{L}\p{N}_-]+/gu, "_") : "labels";
+  const name = `${state.name}_${named}.${format}`;
+  if (objects && format !== "dcm") return { name, path: `session/objects/${objects[0]}/mask.${format}` };
+  return { name, path: `session/labels.${format}${objects ? `?objects=${objects.join(",")}` : ""}` };
+}
+
+/** Whether the study is a DICOM series, of which alone a DICOM-SEG can speak. */
+async function isDicom({ api, state: { study } }) {
+  if (!study) return false;
+  const found = await api.look(`studies?${new URLSearchParams({ query: study })}`).catch(() => ({ studies: [] }));
+  return found.studies.some(({ path, bytes }) => path === study && (bytes === undefined || bytes === null));
+}
+
+function hand(blob, name) {
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}

@@ -1,0 +1,86 @@
+"""`volsam view` up to the browser; what happens in it is in tests/server/viewer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Type, error_of
+
+
+class Stage:
+    """Stands for the server and the browser."""
+
+    def __init__(self) -> None:
+        self.opened: list[str] = []
+        self.app: Any = None
+        self.browser = True
+
+    def run(self, app: Any, at: Any, started: Callable[[], None]) -> None:
+        self.app, self.port = app, at.getsockname()[1]
+        started()
+        at.close()
+
+    def open(self, address: str) -> bool:
+        self.opened.append(address)
+        return self.browser
+
+
+@pytest.fixture
+def a_stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    pytest.importorskip("fastapi")
+    stage = Stage()
+    monkeypatch.setattr("volsam.cli.view.run", stage.run)
+    monkeypatch.setattr("volsam.cli.view.webbrowser.open", stage.open)
+    return stage
+
+
+def test_the_scan_is_opened_in_the_browser_from_a_server_on_this_machine_alone(
+    type_: Type, a_scan: Path, a_stage: Stage
+) -> None:
+    result = type_("view", a_scan)
+    assert result.exit_code == 0, result.output
+    address = f"http://127.0.0.1:{a_stage.port}/?study=ct.nii.gz"
+    assert a_stage.opened == [address]
+    assert address in result.stderr
+    settings = a_stage.app.state.core.settings
+    assert (settings.host, settings.studies, settings.dialects) == ("127.0.0.1", a_scan.parent, ())
+
+
+def test_names_are_written_as_addresses_want_them(type_: Type, a_scan: Path, a_stage: Stage) -> None:
+    odd = a_scan.rename(a_scan.with_name("Müller & Co 1.nii.gz"))
+    assert type_("view", odd, "--no-browser").exit_code == 0
+    assert a_stage.opened == []
+    type_("view", odd)
+    assert a_stage.opened[0].endswith("/?study=M%C3%BCller+%26+Co+1.nii.gz")
+
+
+def test_a_chosen_model_is_the_one_that_is_served(type_: Type, a_scan: Path, a_stage: Stage) -> None:
+    type_("view", a_scan, "--model", "sam-med3d-turbo")
+    assert a_stage.app.state.core.settings.models == ("sam-med3d-turbo",)
+
+
+def test_a_frame_and_a_channel_are_passed_on(type_: Type, a_scan: Path, a_stage: Stage) -> None:
+    type_("view", a_scan, "--frame", "2", "--channel", "1")
+    assert a_stage.opened[0].endswith("/?study=ct.nii.gz&frame=2&channel=1")
+
+
+def test_without_a_browser_one_is_told_what_to_do(type_: Type, a_scan: Path, a_stage: Stage) -> None:
+    a_stage.browser = False
+    assert "open the address" in type_("view", a_scan).stderr
+
+
+def test_a_scan_that_is_not_there_is_refused_at_once(type_: Type, tmp_path: Path, a_stage: Stage) -> None:
+    assert "there is no such file" in error_of(type_("view", tmp_path / "nothing.nii.gz"))
+    assert a_stage.app is None
+
+
+def test_a_port_that_is_taken_is_told(type_: Type, a_scan: Path, a_stage: Stage) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        line = error_of(type_("view", a_scan, "--port", taken.getsockname()[1]))
+    assert "choose another" in line
