@@ -1,4 +1,4 @@
-"""Strokes that come as areas, a lasso or a painted image, as scribbles: points spread over what they cover."""
+"""Strokes that come as areas, a lasso, a box or a painted image, as prompts: points spread over what they cover."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from volsam.errors import BadInput, PromptOutside
 from volsam.geometry import Grid
-from volsam.prompts import Point, Scribble
+from volsam.inference.session import Changed
+from volsam.prompts import Box, Point, Prompt, Scribble
 
 # Enough to say where the area is; a model is shown about fifty in all.
 MOST_POINTS = 64
@@ -46,6 +47,16 @@ def painted(mask: NDArray[np.bool_], low: ArrayLike, positive: bool, grid: Grid)
     if len(places) == 0:
         raise BadInput("the stroke is empty: no voxel of it is set")
     return Scribble(_world(_spread(places) + np.asarray(low), grid), positive)
+
+
+def boxed(box: Changed, positive: bool, grid: Grid) -> Prompt:
+    """A half-open box of voxels around the object; one that holds nothing of it is like painting it out."""
+    low, high = box
+    if not positive:
+        shape = tuple(b - a for a, b in zip(low, high, strict=True))
+        return painted(np.ones(shape, bool), low, False, grid)
+    first, last = grid.to_world([low, [index - 1 for index in high]]).tolist()
+    return Box((first[0], first[1], first[2]), (last[0], last[1], last[2]))
 
 
 def inside(contour: NDArray[np.float64], shape: ArrayLike) -> NDArray[np.bool_]:

@@ -27,15 +27,15 @@ from starlette.types import Scope
 from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.inference.objects import Changed
-from volsam.prompts import Box, Click, MaskHint, Prompt
-from volsam.server import dialects
+from volsam.prompts import Click, MaskHint, Prompt
 from volsam.server.conversation import Conversation, Outcome
 from volsam.server.core import Core
 from volsam.server.dialects import nnia
+from volsam.server.dialects.seat import start_next
 from volsam.server.leases import Lease
 from volsam.server.ownership import window_of
 from volsam.server.problems import Problem
-from volsam.server.strokes import painted
+from volsam.server.strokes import boxed, painted
 from volsam.server.uploads import upload_limit, whole_body
 from volsam.server.volumes import MASKS, as_volume, require_room
 
@@ -43,8 +43,6 @@ OPEN = ("/healthz",)
 LEASE, META = "X-Lease-Token", "X-Meta"
 # What the extensions look for: 2.5.1 or later, below 3.
 VERSION = "2.6.0"
-# Objects kept in the session; the client has its own copy of every mask.
-MOST_OBJECTS = 100
 UNKNOWN_LICENCE = "!!MISSING!!"
 # Where the original keeps each kind of interaction, inside and outside; clients only show them.
 CHANNELS = {"bbox2d": [1, 2], "bbox3d": [1, 2], "lasso": [1, 2], "points": [3, 4], "scribble": [5, 6]}
@@ -65,7 +63,7 @@ class Desk:
 
 
 class _WithLease(APIRoute):
-    """Leaves requests without a lease to the older protocol, which has the same paths."""
+    """Leaves requests without a lease to the older protocol, which has the same paths; alone, it is not spoken here."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if LEASE not in Headers(scope=scope):
@@ -76,8 +74,7 @@ class _WithLease(APIRoute):
 def router(core: Core) -> APIRouter:
     """All calls."""
     routes = APIRouter()
-    both = "slicer-legacy" in dialects.chosen(core.settings.dialects)
-    shared = APIRouter(route_class=_WithLease if both else APIRoute)
+    shared = APIRouter(route_class=_WithLease)
     desks: WeakKeyDictionary[Lease, Desk] = WeakKeyDictionary()
 
     def desk(lease: Lease) -> Desk:
@@ -207,13 +204,10 @@ def router(core: Core) -> APIRouter:
 
     @routes.post("/reset_interactions")
     def reset_interactions(request: Request) -> dict[str, Any]:
-        with core.using(_token(request)) as lease, core.talk(lease) as talk, talk.held() as session:
+        with core.using(_token(request)) as lease, core.talk(lease) as talk, talk.held():
             mine = desk(lease)
             mine.waiting, mine.shown = [], None
-            if session.entries:
-                talk.new()
-                if len(talk.things) > MOST_OBJECTS:
-                    talk.delete(talk.things[0].number)
+            start_next(talk)
         return {}
 
     @routes.post("/undo")
@@ -247,7 +241,7 @@ def router(core: Core) -> APIRouter:
         def act() -> Response:
             with core.using(_token(request)) as lease, core.talk(lease) as talk:
                 box = _boxed(asked.get("bbox_coords"), talk.session.volume.grid)
-                return answered(lease, [_box_prompt(box, _inside(asked), talk.session.volume.grid)], _run(asked))
+                return answered(lease, [boxed(box, _inside(asked), talk.session.volume.grid)], _run(asked))
 
         return await run_in_threadpool(act)
 
@@ -368,16 +362,6 @@ def _boxed(values: Any, grid: Grid) -> Changed:
         raise BadInput(f"the box {np.asarray(values).tolist()} holds no voxel of the image: an end is not part of it")
     (a, b, c), (d, e, f) = low.tolist(), high.tolist()
     return (a, b, c), (d, e, f)
-
-
-def _box_prompt(box: Changed, inside: bool, grid: Grid) -> Prompt:
-    """A box around the object; one that holds nothing of it is like painting it out."""
-    low, high = box
-    if not inside:
-        shape = tuple(b - a for a, b in zip(low, high, strict=True))
-        return painted(np.ones(shape, bool), low, False, grid)
-    first, last = grid.to_world([low, [index - 1 for index in high]]).tolist()
-    return Box((first[0], first[1], first[2]), (last[0], last[1], last[2]))
 
 
 def _drawn(body: bytearray, bounds: Any, grid: Grid) -> tuple[tuple[int, int, int], NDArray[np.bool_]]:
