@@ -21,6 +21,12 @@ RECORDED = Path(__file__).parent.parent / "reference"
 SHAPE = (26, 24, 18)
 
 
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time of a small report, and have tests of their own."""
+    monkeypatch.setattr("volsam.evaluation.figures.available", lambda: False)
+
+
 @pytest.fixture
 def a_dataset(tmp_path: Path) -> Path:
     """Three scans with a bright lesion in each, and a cyst in the first."""
