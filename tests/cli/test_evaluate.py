@@ -271,3 +271,44 @@ def test_files_of_the_challenge_are_a_dataset(type_, a_model, a_dataset, tmp_pat
     assert float(rows_of(out)[0]["dice"]) > 0.9
     for words, said in ((("--objects", "lesion"), "have no names"), (("--protocol", "automatic"), "with prompts")):
         assert said in error_of(type_("evaluate", "any", folder, "-o", tmp_path / "no", *words))
+
+
+@pytest.fixture
+def a_run(a_dataset: Path, tmp_path: Path) -> Path:
+    """What the folder of a training run says of itself: it learnt from one case, and left one out."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    preparation = {"spacing": None, "window": None}
+    record = {"method": "adapt", "dataset": "Lesions", "training": ["case0"], "validation": ["case1"]}
+    (folder / "record.json").write_text(json.dumps({**record, **preparation}))
+    splits = [{"train": ["case0"], "val": ["case1"], "test": ["case2"]}]
+    (folder / "splits.json").write_text(json.dumps(splits))
+    return folder
+
+
+@pytest.fixture
+def a_trained_model(a_model, a_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from types import SimpleNamespace
+
+    record = SimpleNamespace(**json.loads((a_run / "record.json").read_text()))
+    monkeypatch.setattr("volsam.recipes.runs.is_run", lambda path: Path(path) == a_run)
+    monkeypatch.setattr("volsam.training.run.RunFolder.record", lambda self: record)
+    return a_run
+
+
+def test_a_run_is_scored_on_what_it_never_saw(type_, a_trained_model, a_dataset, tmp_path):
+    out = tmp_path / "report"
+    result = type_("evaluate", a_trained_model, a_dataset, "-o", out, "--clicks", 1)
+    assert result.exit_code == 0, result.output
+    assert {row["case"] for row in rows_of(out)} == {"case2"}
+    assert "warning" not in result.stderr
+    settings = json.loads((out / "settings.json").read_text())
+    assert (settings["name"], settings["trained_on"]) == ("adapt", 1)
+
+
+def test_a_run_on_cases_that_it_has_seen_says_so(type_, a_trained_model, a_dataset, tmp_path):
+    out = tmp_path / "report"
+    result = type_("evaluate", a_trained_model, a_dataset, "-o", out, "--clicks", 1, "--split", "all")
+    assert "warning: cases that the model has learnt from: 1 of 3" in result.stderr
+    assert "warning: cases that its weights were chosen by: 1 of 3" in result.stderr
+    assert "flatter it" in (out / "report.md").read_text()

@@ -13,6 +13,7 @@ from volsam.cli.options import Device
 from volsam.errors import BadInput
 
 if TYPE_CHECKING:
+    from volsam.cli.learnt import Learnt
     from volsam.cli.scenes import Source
     from volsam.cli.trials import Question
     from volsam.data.dataset import Case
@@ -120,19 +121,27 @@ def evaluate(
     model, dataset = what[0], Path(what[1])
     steps = Steps()
     with steps("start"):
-        from volsam.cli.scenes import source_of
+        from volsam.cli.learnt import learnt_by
         from volsam.cli.trials import Question
+        from volsam.evaluation.report import in_words
         from volsam.evaluation.rules import rules
         from volsam.evaluation.study import Folder
 
         by = rules[rule]
-        source = source_of(dataset, split, fold, objects)
+        learnt = learnt_by(model)
+        source = _source(dataset, split, fold, objects, learnt)
     with steps("model"):
         kind = _protocol(protocol, model, source.cases, clicks, where, per)
         question = Question(kind, clicks, where, per, by, tolerance, plane, stride, seed)
         trial = _trial(question, by, model, device, source)
     settings = _settings(question, by, model, source, f"{split}, fold {fold}" if fold else split)
-    settings |= {"name": name, "trained_on": trained_on}
+    settings |= {"name": name, "trained_on": trained_on, "seen": None}
+    if learnt is not None:
+        count = len(learnt.training) if trained_on is None else trained_on
+        seen = learnt.seen((case.name for case in source.cases), source.name)
+        settings |= {"name": name or learnt.method, "trained_on": count, "seen": seen}
+        for line in in_words(seen, len(source.cases)):
+            say(f"warning: {line}")
     folder = Folder(output)
     folder.open(settings, anew=overwrite)
     failed = _run(folder, source, trial, by, pictures)
@@ -142,6 +151,18 @@ def evaluate(
     typer.echo(f"{output / 'report.html'}, report.md, scores.csv, results.json")
     if failed:
         fail(f"{len(failed)} of {len(source.cases)} cases failed, see above; the others are in {output}")
+
+
+def _source(dataset: Path, split: str, fold: int, objects: str | None, learnt: Learnt | None) -> Source:
+    """The cases; of a dataset that a run was trained on, those that it left out are its test part."""
+    from volsam.cli.scenes import source_of
+
+    if split == "test" and learnt is not None and learnt.held_out is not None and (dataset / "dataset.json").is_file():
+        from volsam.data.dataset import read_dataset
+
+        if read_dataset(dataset).name == learnt.dataset:
+            return source_of(dataset, str(learnt.held_out), 0, objects)
+    return source_of(dataset, split, fold, objects)
 
 
 def _protocol(wanted: str | None, model: str, cases: Sequence[Case], clicks: int | None, where: str, per: str) -> str:
