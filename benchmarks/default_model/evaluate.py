@@ -32,11 +32,11 @@ from typing import Any
 import numpy as np
 
 import volsam
+from volsam.cli.asking import begin_with
 from volsam.data.dataset import Case, Dataset, read_dataset, read_image, read_label
+from volsam.data.files import replacing
 from volsam.evaluation import growing
-from volsam.evaluation.protocol import Add, ClickScore, Start, clicks_protocol
-from volsam.prompts import Click
-from volsam.volume import Volume
+from volsam.evaluation.protocol import ClickScore, Start, clicks_only, clicks_protocol
 
 HERE = Path(__file__).parent
 SHOWN = (1, 3, 5, 10)
@@ -295,18 +295,7 @@ def start_of(method: str, model: str | None, scene: growing.Scene) -> Start:
 @lru_cache(maxsize=1)
 def model_start(model: str | None) -> Start:
     """A session of the model for each object; the model itself is loaded once in each process."""
-    loaded = volsam.load_model(model) if model else volsam.load_model()
-
-    def start(volume: Volume) -> Add:
-        session = volsam.Session(loaded, volume)
-
-        def add(click: Click) -> np.ndarray:
-            session.add(click)
-            return session.mask.data[0] > 0
-
-        return add
-
-    return start
+    return clicks_only(begin_with(volsam.load_model(model)))
 
 
 def row_of(set_: str, case: str, name: str, voxels: int, method: str, scores: list[ClickScore]) -> Row:
@@ -599,9 +588,8 @@ def record(report: Report, options: argparse.Namespace, seconds: float) -> dict[
 
 def write(path: Path, text: str) -> None:
     """Under a temporary name first: a run that is cut off leaves no half file."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def model_line(options: argparse.Namespace) -> str:

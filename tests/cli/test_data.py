@@ -84,3 +84,46 @@ def test_a_shape_that_makes_no_sense_is_refused(type_, tmp_path, shape):
 
 def test_no_cases_at_all_is_wrong_usage(type_, tmp_path):
     assert type_("data", "synth", "-o", tmp_path / "toy", "--cases", 0).exit_code == 2
+
+
+def test_an_image_in_both_parts_of_a_dataset_is_named(type_, a_dataset):
+    (a_dataset / "imagesTs").mkdir()
+    image = (a_dataset / "imagesTr" / "synth_0001_0000.nii.gz").read_bytes()
+    (a_dataset / "imagesTs" / "other_0000.nii.gz").write_bytes(image)
+    result = type_("data", "check", a_dataset)
+    assert result.exit_code == 1
+    assert "other: the image holds the same values as that of synth_0001" in result.stdout
+
+
+def test_a_dataset_is_converted_there_and_back(type_, a_dataset, tmp_path):
+    result = type_("data", "convert", a_dataset, "-o", tmp_path / "tasks", "--to", "sam-med3d")
+    assert result.exit_code == 0, result.output
+    assert f"{tmp_path / 'tasks' / 'liver' / 'CT_toy'}: 2 cases, 1 label" in result.stdout
+    result = type_("data", "convert", tmp_path / "tasks", "-o", tmp_path / "back")
+    assert result.stdout == f"{tmp_path / 'back'}: 2 cases, 7 labels\n"
+    assert type_("data", "check", tmp_path / "back").exit_code == 0
+    assert "no preset is called 'btvc'; did you mean 'btcv'" in error_of(
+        type_("data", "convert", a_dataset, "-o", tmp_path / "no", "--preset", "btvc")
+    )
+
+
+def test_folds_are_written_once(type_, a_dataset):
+    result = type_("data", "split", a_dataset, "--folds", 2)
+    assert result.stdout == f"{a_dataset / 'splits_final.json'}: 2 folds, the first with 1 train, 1 val\n"
+    folds = json.loads((a_dataset / "splits_final.json").read_text())
+    assert folds[0] == {"train": folds[1]["val"], "val": folds[1]["train"]}
+    assert "--force" in error_of(type_("data", "split", a_dataset))
+    assert "5 folds were asked for, 2 patients" in error_of(type_("data", "split", a_dataset, "--force"))
+    assert "test case of btcv" in error_of(type_("data", "split", a_dataset, "--force", "--preset", "btcv"))
+
+
+def test_presets_are_listed_and_shown(type_):
+    listed = type_("data", "presets").stdout.splitlines()
+    assert len(listed) == 10
+    assert any(line.startswith("kits21") and "-54..247" in line for line in listed)
+    shown = type_("data", "presets", "btcv").stdout
+    assert "adrenal glands (12+13)" in shown
+    assert "0035 to 0040 test" in shown
+    data = json.loads(type_("data", "presets", "--json").stdout)
+    assert {each["name"] for each in data} >= {"acdc", "endovis18"}
+    assert data[0]["scored"]

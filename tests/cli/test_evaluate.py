@@ -21,6 +21,12 @@ RECORDED = Path(__file__).parent.parent / "reference"
 SHAPE = (26, 24, 18)
 
 
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time of a small report, and have tests of their own."""
+    monkeypatch.setattr("volsam.evaluation.figures.available", lambda: False)
+
+
 @pytest.fixture
 def a_dataset(tmp_path: Path) -> Path:
     """Three scans with a bright lesion in each, and a cyst in the first."""
@@ -93,19 +99,19 @@ def test_objects_that_a_case_lacks_are_not_clicked(type_, a_model, a_dataset, tm
 def test_a_run_goes_on_where_it_was_stopped(type_, a_model, a_dataset, tmp_path, monkeypatch):
     out = tmp_path / "report"
     words = ("evaluate", "any", a_dataset, "-o", out, "--split", "all", "--clicks", 1)
-    from volsam.data import dataset
+    from volsam.cli import scenes
 
-    whole = dataset.read_image
+    whole = scenes.read_image
 
     def stopped(case):
         if case.name == "case1":
             raise KeyboardInterrupt
         return whole(case)
 
-    monkeypatch.setattr(dataset, "read_image", stopped)
+    monkeypatch.setattr(scenes, "read_image", stopped)
     assert type_(*words).exit_code == 130
     assert [file.name for file in (out / "cases").iterdir()] == ["case0.json"]
-    monkeypatch.setattr(dataset, "read_image", whole)
+    monkeypatch.setattr(scenes, "read_image", whole)
     before = (out / "cases" / "case0.json").read_bytes()
     result = type_(*words)
     assert result.exit_code == 0
@@ -237,3 +243,72 @@ def test_models_that_take_less_are_asked_less(type_, a_model, a_dataset, tmp_pat
     for protocol, said in (("box", "takes no box"), ("cvpr2025", "takes no negative clicks")):
         words = ("--split", "all", "--protocol", protocol)
         assert said in error_of(type_("evaluate", "any", a_dataset, "-o", tmp_path / "other", *words))
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_files_of_the_challenge_are_a_dataset(type_, a_model, a_dataset, tmp_path, apart):
+    """With their own boxes; labels in the file, or in a folder beside."""
+    from volsam.data.dataset import read_dataset, read_image, read_label
+    from volsam.evaluation.cvpr2025 import middle_boxes, write_task
+    from volsam.evaluation.protocol import Objects
+
+    folder = tmp_path / "npz"
+    (folder / "gts").mkdir(parents=True)
+    for case in read_dataset(a_dataset).cases[:2]:
+        image = read_image(case)
+        labels = read_label(case)
+        labels[labels == 2] = 0
+        boxes = middle_boxes(Objects(labels, {"lesion": 1}), image.grid)
+        kept = None if apart else labels
+        write_task(folder / f"{case.name}.npz", image, [(boxes["lesion"],)], labels=kept)
+        if apart:
+            turned = np.ascontiguousarray(labels.transpose(2, 1, 0))
+            np.savez_compressed(folder / "gts" / f"{case.name}.npz", gts=turned)
+    out = tmp_path / "report"
+    result = type_("evaluate", "any", folder, "-o", out, "--protocol", "cvpr2025", "--rule", "cvpr2025")
+    assert result.exit_code == 0, result.output
+    assert {(row["case"], row["object"]) for row in rows_of(out)} == {("case0", "class 1"), ("case1", "class 1")}
+    assert float(rows_of(out)[0]["dice"]) > 0.9
+    for words, said in ((("--objects", "lesion"), "have no names"), (("--protocol", "automatic"), "with prompts")):
+        assert said in error_of(type_("evaluate", "any", folder, "-o", tmp_path / "no", *words))
+
+
+@pytest.fixture
+def a_run(a_dataset: Path, tmp_path: Path) -> Path:
+    """What the folder of a training run says of itself: it learnt from one case, and left one out."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    preparation = {"spacing": None, "window": None}
+    record = {"method": "adapt", "dataset": "Lesions", "training": ["case0"], "validation": ["case1"]}
+    (folder / "record.json").write_text(json.dumps({**record, **preparation}))
+    splits = [{"train": ["case0"], "val": ["case1"], "test": ["case2"]}]
+    (folder / "splits.json").write_text(json.dumps(splits))
+    return folder
+
+
+@pytest.fixture
+def a_trained_model(a_model, a_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from types import SimpleNamespace
+
+    record = SimpleNamespace(**json.loads((a_run / "record.json").read_text()))
+    monkeypatch.setattr("volsam.recipes.runs.is_run", lambda path: Path(path) == a_run)
+    monkeypatch.setattr("volsam.training.run.RunFolder.record", lambda self: record)
+    return a_run
+
+
+def test_a_run_is_scored_on_what_it_never_saw(type_, a_trained_model, a_dataset, tmp_path):
+    out = tmp_path / "report"
+    result = type_("evaluate", a_trained_model, a_dataset, "-o", out, "--clicks", 1)
+    assert result.exit_code == 0, result.output
+    assert {row["case"] for row in rows_of(out)} == {"case2"}
+    assert "warning" not in result.stderr
+    settings = json.loads((out / "settings.json").read_text())
+    assert (settings["name"], settings["trained_on"]) == ("adapt", 1)
+
+
+def test_a_run_on_cases_that_it_has_seen_says_so(type_, a_trained_model, a_dataset, tmp_path):
+    out = tmp_path / "report"
+    result = type_("evaluate", a_trained_model, a_dataset, "-o", out, "--clicks", 1, "--split", "all")
+    assert "warning: cases that the model has learnt from: 1 of 3" in result.stderr
+    assert "warning: cases that its weights were chosen by: 1 of 3" in result.stderr
+    assert "flatter it" in (out / "report.md").read_text()

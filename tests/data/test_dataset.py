@@ -7,7 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from volsam.data.dataset import Case, check, read_dataset, read_image, read_label
+from volsam.data.check import check
+from volsam.data.dataset import Case, read_dataset, read_image, read_label
 from volsam.errors import BadFile, BadInput
 
 TABLE = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "spleen": 2}, "file_ending": ".nii.gz"}
@@ -112,7 +113,7 @@ def test_the_decathlon_form_is_read(tmp_path):
     assert dataset.labels == {"background": 0, "spleen": 1}
     assert [case.name for case in dataset.cases] == ["s_2"]
     assert (read_image(dataset.case("s_2")).data == np.stack([an_image(1), an_image(2)])).all()
-    assert check(dataset) == []
+    assert check(dataset) == ["there is one case only: none is left to validate on"]
     assert [case.name for case in read_dataset(tmp_path, "test").cases] == ["s_9"]
 
 
@@ -190,9 +191,12 @@ def test_every_problem_is_found_in_one_run(a_dataset):
     save(labels / "a_6.nii.gz", a_label(1)[:, 1:])
     save(images / "a_7.nii.gz", an_image(8))
     save(labels / "a_8.nii.gz", a_label(1))
+    hollow = an_image(9).astype(np.float32)
+    hollow[0, 0, :2] = np.nan, np.inf
+    save(images / "a_9_0000.nii.gz", hollow)
     problems = check(read_dataset(a_dataset))
     for expected in [
-        "numTraining 2, there are 6 cases",
+        "numTraining 2, there are 7 cases",
         "imagesTr/a_7.nii.gz belongs to no case",
         "labelsTr/a_8.nii.gz belongs to no case",
         "a_1: label a_1.nii.gz: its voxels lie up to 0.5 mm away",
@@ -202,9 +206,11 @@ def test_every_problem_is_found_in_one_run(a_dataset):
         "a_4: the image holds the same values as that of a_1",
         "a_5: a_5_0000.nii.gz: every voxel has the value 0",
         "a_6: label a_6.nii.gz: its shape 6 × 4 × 4 is not the shape 6 × 5 × 4 of the image",
+        "a_9: a_9_0000.nii.gz: 2 voxels are NaN or infinite",
+        "no case has a voxel of 'spleen' (2)",
     ]:
         assert [problem for problem in problems if expected in problem], expected
-    assert len(problems) == 10
+    assert len(problems) == 12
     assert not any("\n" in problem for problem in problems)
 
 
@@ -214,3 +220,29 @@ def test_a_missing_channel_and_a_repeated_name_are_problems(a_dataset):
     problems = check(read_dataset(a_dataset))
     assert "a_1: 2 cases have this name" in problems
     assert problems.count("a_1: imagesTr/a_1_0001.nii.gz is missing") == 2
+
+
+def test_labels_without_any_object_are_one_problem(a_dataset):
+    for name in ("a_1", "a_2"):
+        save(a_dataset / "labelsTr" / f"{name}.nii.gz", a_label())
+    problems = check(read_dataset(a_dataset))
+    assert "no case has a voxel of any label of dataset.json" in problems
+    assert not [problem for problem in problems if "'liver'" in problem]
+
+
+def test_an_image_in_both_parts_is_found(a_dataset):
+    save(a_dataset / "imagesTs" / "t_1_0000.nii.gz", an_image(1))
+    save(a_dataset / "labelsTs" / "t_1.nii.gz", a_label(1))
+    seen = {}
+    assert check(read_dataset(a_dataset), seen) == []
+    assert check(read_dataset(a_dataset, "test"), seen) == ["t_1: the image holds the same values as that of a_2"]
+
+
+def test_what_the_readers_warn_of_is_a_problem_and_not_said_twice(a_dataset, caplog):
+    hollow = an_image(9).astype(np.float32)
+    hollow[0, 0, 0] = np.nan
+    save(a_dataset / "imagesTr" / "a_1_0000.nii.gz", hollow)
+    problems = check(read_dataset(a_dataset))
+    assert len(problems) == 1
+    assert problems[0].startswith("a_1: a_1_0000.nii.gz: 1 voxels are NaN or infinite")
+    assert caplog.records == []

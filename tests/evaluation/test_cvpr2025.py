@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-from volsam.errors import BadFile
+from volsam.errors import BadFile, BadInput
 from volsam.evaluation import cvpr2025
-from volsam.evaluation.cvpr2025 import area, correction, middle_boxes, play, read_task, write_answer, write_task
+from volsam.evaluation.cvpr2025 import answer, area, correction, middle_boxes, play, read_task, write_answer, write_task
 from volsam.evaluation.protocol import Objects
 from volsam.evaluation.rules import Scores, rules
 from volsam.geometry import Grid
@@ -178,8 +178,6 @@ def test_a_task_comes_back_as_it_was_written(tmp_path, objects, a_volume):
     assert np.allclose(task.volume.grid.spacing, GRID.spacing)
     assert np.array_equal(task.labels, objects.labels)
     assert np.array_equal(task.previous, objects.labels)
-    assert task.objects == {"class 2": 2, "class 5": 5}
-    assert task.has_boxes
     read = [
         [task.volume.grid.to_voxels(p.low if isinstance(p, Box) else p.position) for p in of] for of in task.prompts
     ]
@@ -248,3 +246,27 @@ def test_what_is_no_case_is_refused(tmp_path):
         read_task(tmp_path / "text.npz")
     with pytest.raises(BadFile, match="does not exist"):
         read_task(tmp_path / "nowhere.npz")
+
+
+def test_a_task_is_answered_class_by_class(tmp_path, objects, a_volume):
+    boxes = middle_boxes(objects, GRID)
+    write_task(tmp_path / "case.npz", a_volume, [(boxes["liver"],), (boxes["spleen"],)])
+    task = read_task(tmp_path / "case.npz")
+
+    def begin(volume, values):
+        assert values == {"class 1": 1, "class 2": 2}
+
+        def ask(new):
+            labels = np.zeros(volume.grid.shape, np.uint8)
+            for name, prompts in new.items():
+                i, j, k = np.rint(volume.grid.to_voxels(next(iter(prompts)).low)).astype(int)
+                labels[i, j, k] = values[name]
+            return labels
+
+        return ask
+
+    labels = answer(begin, task)
+    assert sorted(np.unique(labels)) == [0, 1, 2]
+    write_task(tmp_path / "bare.npz", a_volume, [])
+    with pytest.raises(BadInput, match="neither boxes nor clicks"):
+        answer(begin, read_task(tmp_path / "bare.npz"))

@@ -52,8 +52,11 @@ def save_set(folder, labels, cases):
 class ASession:
     """Answers every click with a ball that grows with the number of clicks."""
 
-    def __init__(self, model, volume):
+    builds_on_answers = True
+
+    def __init__(self, model, volume, *, plane):
         assert model == "the default"
+        assert plane == "auto"
         self.volume, self.clicks = volume, []
 
     def add(self, click):
@@ -68,7 +71,7 @@ class ASession:
 @pytest.fixture
 def a_model(monkeypatch):
     monkeypatch.setattr(volsam, "load_model", lambda name=None: "the default", raising=False)
-    monkeypatch.setattr(volsam, "Session", ASession, raising=False)
+    monkeypatch.setattr("volsam.inference.session.Session", ASession)
 
 
 def run(evaluate, data, output, *more):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from volsam.errors import BadInput
-from volsam.evaluation.metrics import dice, nsd
+from volsam.evaluation.metrics import assd, dice, distances, hd, hd95, iou, nsd
 
 
 def a_cube(size, at=8, shape=(32, 32, 32)):
@@ -92,3 +92,83 @@ def test_masks_of_other_types_are_taken_as_true_and_false():
 def test_masks_of_two_shapes_are_refused():
     with pytest.raises(BadInput, match=r"\(32, 32, 32\).*\(31, 32, 32\)"):
         dice(EMPTY, EMPTY[1:])
+
+
+# --- overlap and distances, by hand ----------------------------------------------------------------------------------
+
+
+def a_rod(*places):
+    """Single voxels along the first axis."""
+    mask = np.zeros((32, 5, 5), dtype=bool)
+    mask[list(places), 2, 2] = True
+    return mask
+
+
+def test_iou_of_half_an_overlap_is_a_third():
+    assert iou(np.roll(a_cube(8), 4, axis=0), a_cube(8)) == pytest.approx(1 / 3)
+
+
+def test_dice_can_be_smoothed():
+    moved = np.roll(a_cube(8), 4, axis=0)
+    assert dice(moved, a_cube(8), smooth=1024) == pytest.approx((512 + 1024) / (1024 + 1024))
+
+
+def test_distances_are_from_border_to_border_both_ways():
+    found = distances(a_rod(4, 5, 20), a_rod(4), (2.0, 1, 1))
+    assert sorted(found.of_mask.tolist()) == [0, 2, 32]
+    assert found.of_target.tolist() == [0]
+    assert found.hd == 32
+    assert found.assd == pytest.approx(34 / 4)
+    # Of 0, 2 and 32 the 95th percentile lies 0.9 of the way from 2 to 32; of 0, 0, 2, 32 it lies 0.85 of it.
+    assert found.hd95 == pytest.approx(2 + 0.9 * 30)
+    assert found.hd95_pooled == pytest.approx(2 + 0.85 * 30)
+
+
+def test_the_inside_of_an_object_has_no_distance():
+    found = distances(a_cube(8), a_cube(8), (1, 1, 1))
+    assert len(found.of_mask) == 8**3 - 6**3
+    assert (found.hd, found.assd) == (0, 0)
+
+
+def test_a_cube_that_is_one_voxel_wider_everywhere():
+    """Faces are 1 mm away, edges and corners farther: the root of 2 and of 3."""
+    found = distances(a_cube(10, at=7), a_cube(8, at=8), (1, 1, 1))
+    assert found.hd == pytest.approx(np.sqrt(3))
+    assert found.of_target.max() == 1
+    counts = {1.0: 6 * 8**2, round(np.sqrt(2), 6): 12 * 8, round(np.sqrt(3), 6): 8}
+    values, numbers = np.unique(found.of_mask.round(6), return_counts=True)
+    assert dict(zip(values.tolist(), numbers.tolist(), strict=True)) == counts
+
+
+def test_an_object_at_the_border_of_the_volume_has_a_border_there():
+    whole = np.ones((6, 6, 6), dtype=bool)
+    assert len(distances(whole, whole, (1, 1, 1)).of_mask) == 6**3 - 4**3
+
+
+@pytest.mark.parametrize("measure", [hd, hd95, assd])
+def test_distances_where_something_is_empty(measure):
+    assert measure(EMPTY, EMPTY, (1, 1, 1)) == 0
+    assert measure(EMPTY, a_cube(8), (1, 1, 1)) == np.inf
+    assert measure(a_cube(8), EMPTY, (1, 1, 1)) == np.inf
+
+
+def test_distances_are_those_of_monai():
+    import torch
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+    from monai.metrics.surface_distance import compute_average_surface_distance
+
+    rng = np.random.default_rng(3)
+    spacing = [0.7, 1.0, 2.5]
+    for threshold in (0.5, 0.8):
+        mask, target = rng.random((2, 9, 8, 7)) > threshold
+        pair = [torch.from_numpy(each)[None, None] for each in (mask, target)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # as above
+            largest, most = (
+                compute_hausdorff_distance(*pair, include_background=True, percentile=percent, spacing=spacing)
+                for percent in (None, 95)
+            )
+            mean = compute_average_surface_distance(*pair, include_background=True, symmetric=True, spacing=spacing)
+        assert hd(mask, target, spacing) == pytest.approx(float(largest), abs=1e-5)
+        assert hd95(mask, target, spacing) == pytest.approx(float(most), abs=1e-5)
+        assert assd(mask, target, spacing) == pytest.approx(float(mean), abs=1e-5)

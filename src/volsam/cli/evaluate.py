@@ -13,6 +13,8 @@ from volsam.cli.options import Device
 from volsam.errors import BadInput
 
 if TYPE_CHECKING:
+    from volsam.cli.learnt import Learnt
+    from volsam.cli.scenes import Source
     from volsam.cli.trials import Question
     from volsam.data.dataset import Case
     from volsam.evaluation.report import Report
@@ -119,41 +121,48 @@ def evaluate(
     model, dataset = what[0], Path(what[1])
     steps = Steps()
     with steps("start"):
+        from volsam.cli.learnt import learnt_by
         from volsam.cli.trials import Question
-        from volsam.data.splits import chosen_cases
+        from volsam.evaluation.report import in_words
         from volsam.evaluation.rules import rules
         from volsam.evaluation.study import Folder
 
         by = rules[rule]
-        described, cases = chosen_cases(dataset, split, fold)
-        values = _chosen(described.objects, objects)
+        learnt = learnt_by(model)
+        source = _source(dataset, split, fold, objects, learnt)
     with steps("model"):
-        kind = _protocol(protocol, model, cases, clicks, where, per)
+        kind = _protocol(protocol, model, source.cases, clicks, where, per)
         question = Question(kind, clicks, where, per, by, tolerance, plane, stride, seed)
-        trial = _trial(question, by, model, device, cases, values)
-    settings = _settings(question, by, model, described.name, f"{split}, fold {fold}" if fold else split, values)
-    settings |= {"name": name, "trained_on": trained_on}
+        trial = _trial(question, by, model, device, source)
+    settings = _settings(question, by, model, source, f"{split}, fold {fold}" if fold else split)
+    settings |= {"name": name, "trained_on": trained_on, "seen": None}
+    if learnt is not None:
+        count = len(learnt.training) if trained_on is None else trained_on
+        seen = learnt.seen((case.name for case in source.cases), source.name)
+        settings |= {"name": name or learnt.method, "trained_on": count, "seen": seen}
+        for line in in_words(seen, len(source.cases)):
+            say(f"warning: {line}")
     folder = Folder(output)
     folder.open(settings, anew=overwrite)
-    failed = _run(folder, cases, values, trial, by, pictures)
-    report = _written(folder, cases, settings, question.steps, failed)
+    failed = _run(folder, source, trial, by, pictures)
+    report = _written(folder, source.cases, settings, question.steps, failed)
     for line in _lines(report):
         typer.echo(line)
     typer.echo(f"{output / 'report.html'}, report.md, scores.csv, results.json")
     if failed:
-        fail(f"{len(failed)} of {len(cases)} cases failed, see above; the others are in {output}")
+        fail(f"{len(failed)} of {len(source.cases)} cases failed, see above; the others are in {output}")
 
 
-def _chosen(objects: Mapping[str, int], wanted: str | None) -> dict[str, int]:
-    if not objects:
-        raise BadInput("the dataset declares no label but the background: there is nothing to score")
-    if wanted is None:
-        return dict(objects)
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    for each in names:
-        if each not in objects:
-            raise BadInput(f"--objects {each}: the dataset has {', '.join(objects)}")
-    return {each: objects[each] for each in names}
+def _source(dataset: Path, split: str, fold: int, objects: str | None, learnt: Learnt | None) -> Source:
+    """The cases; of a dataset that a run was trained on, those that it left out are its test part."""
+    from volsam.cli.scenes import source_of
+
+    if split == "test" and learnt is not None and learnt.held_out is not None and (dataset / "dataset.json").is_file():
+        from volsam.data.dataset import read_dataset
+
+        if read_dataset(dataset).name == learnt.dataset:
+            return source_of(dataset, str(learnt.held_out), 0, objects)
+    return source_of(dataset, split, fold, objects)
 
 
 def _protocol(wanted: str | None, model: str, cases: Sequence[Case], clicks: int | None, where: str, per: str) -> str:
@@ -178,35 +187,33 @@ def _automatic_model(model: str, device: str) -> Any:
     return None if model in recipes else load_automatic(model, device)
 
 
-def _trial(
-    question: Question, rule: Rule, model: str, device: str, cases: Sequence[Case], values: Mapping[str, int]
-) -> Trial:
+def _trial(question: Question, rule: Rule, model: str, device: str, source: Source) -> Trial:
     from volsam.cli.asking import predictions_in
     from volsam.cli.trials import automatic_trial, prompted_trial
     from volsam.recipes.recipe import choose_device, load_model
 
     if question.protocol == "automatic":
-        if predictions_in(Path(model), cases):
-            return automatic_trial(question, rule, Path(model), values)
+        if not source.objects:
+            raise BadInput("files of the challenge are answered with prompts: give --protocol cvpr2025")
+        if predictions_in(Path(model), source.cases):
+            return automatic_trial(question, rule, Path(model), source.objects)
         found = _automatic_model(model, choose_device(device))
         if found is None:
             raise BadInput(f"{model} takes prompts: give --protocol clicks or box, or a folder of labels as MODEL")
-        return automatic_trial(question, rule, found, values)
+        return automatic_trial(question, rule, found, source.objects)
     return prompted_trial(question, rule, load_model(model, device=device))
 
 
-def _settings(
-    question: Question, rule: Rule, model: str, dataset: str, split: str, values: Mapping[str, int]
-) -> dict[str, Any]:
+def _settings(question: Question, rule: Rule, model: str, source: Source, split: str) -> dict[str, Any]:
     """The question as plain data: two runs with the same settings give the same scores."""
     from volsam.cli.asking import fingerprint
 
     return {
         "model": model,
         "weights": fingerprint(model),
-        "dataset": dataset,
+        "dataset": source.name,
         "split": split,
-        "objects": dict(values),
+        "objects": dict(source.objects),
         "protocol": question.protocol,
         "clicks": question.count,
         "where": question.where,
@@ -220,25 +227,19 @@ def _settings(
     }
 
 
-def _run(
-    folder: Folder, cases: Sequence[Case], values: Mapping[str, int], trial: Trial, rule: Rule, pictures: int
-) -> dict[str, str]:
+def _run(folder: Folder, source: Source, trial: Trial, rule: Rule, pictures: int) -> dict[str, str]:
     """Score what is not scored yet, a line for each case; why the others failed, by case."""
-    from volsam.data.dataset import read_image, read_label
-    from volsam.evaluation.protocol import Objects
-    from volsam.evaluation.study import Gallery, Scene, score_case
+    from volsam.evaluation.study import Gallery, score_case
 
     gallery = Gallery(folder.pictures, _draw, pictures)
     failed: dict[str, str] = {}
-    for number, case in enumerate(cases, start=1):
-        place = f"{number}/{len(cases)} {case.name}"
+    for number, case in enumerate(source.cases, start=1):
+        place = f"{number}/{len(source.cases)} {case.name}"
         if folder.has(case.name):
             say(f"{place}: scored already")
             continue
         try:
-            volume = read_image(case)
-            scene = Scene(case.name, volume, Objects(read_label(case, volume.grid), values))
-            rows = score_case(scene, trial, rule, gallery.show)
+            rows = score_case(source.read(case), trial, rule, gallery.show)
             folder.keep(case.name, rows)
         except Exception as error:  # one case that cannot be scored must not end the work on the others
             failed[case.name] = " ".join(explained(error).split())

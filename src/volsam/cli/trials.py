@@ -222,9 +222,11 @@ def _challenge(question: Question, rule: Rule, model: Model, scene: Scene) -> It
         return
     objects = type(scene.objects)(scene.objects.labels, present)
     grid = scene.volume.grid
-    boxes = cvpr2025.middle_boxes(objects, grid) if "flat box" in model.takes else None
+    boxes = cvpr2025.middle_boxes(objects, grid) if scene.boxes is None else scene.boxes
+    if "flat box" not in model.takes:
+        boxes = {}
     begin = begin_all_with(model, question.plane)
-    yield from cvpr2025.play(begin, scene.volume, objects, question.score(grid, rule), boxes).items()
+    yield from cvpr2025.play(begin, scene.volume, objects, question.score(grid, rule), boxes or None).items()
 
 
 def _clicks(count: int) -> str:

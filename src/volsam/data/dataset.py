@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volsam.data.io import read_volume
-from volsam.errors import BadFile, BadInput, VolsamError
+from volsam.errors import BadFile, BadInput
 from volsam.geometry import Grid
 from volsam.volume import Volume
 
@@ -74,7 +73,7 @@ class Dataset:
 def read_dataset(folder: str | Path, part: Part = "training") -> Dataset:
     """The training or the test cases of a dataset folder; reads dataset.json and file names, no image."""
     folder = Path(folder)
-    table = _read_table(folder)
+    table = read_table(folder)
     channels = _channels(table, folder)
     labels = _labels(table, folder)
     ending = str(table.get("file_ending", ".nii.gz"))
@@ -93,9 +92,9 @@ def read_dataset(folder: str | Path, part: Part = "training") -> Dataset:
 
 def read_image(case: Case) -> Volume:
     """The image of a case, its channels stacked (c, i, j, k)."""
-    volumes = [read_volume(path, frame=frame) for path, frame in _sources(case)]
+    volumes = [read_volume(path, frame=frame) for path, frame in sources(case)]
     for path, volume in zip(case.images, volumes, strict=True):
-        if problem := _misplaced(volume.grid, volumes[0].grid):
+        if problem := misplaced(volume.grid, volumes[0].grid):
             raise BadInput(f"{path}: {problem} of the first channel; the channels of a case lie on one grid")
     if len(volumes) == 1:
         return volumes[0]
@@ -107,16 +106,26 @@ def read_label(case: Case, grid: Grid | None = None) -> NDArray[np.integer[Any]]
     if case.label is None:
         raise BadInput(f"case {case.name} has no label")
     volume = read_volume(case.label)
-    if grid is not None and (problem := _misplaced(volume.grid, grid)):
+    if grid is not None and (problem := misplaced(volume.grid, grid)):
         raise BadInput(f"{case.label}: {problem} of the image; a label lies on the grid of its image")
-    return _whole_numbers(volume, case.label)
+    return whole_numbers(volume, case.label)
+
+
+def mapped(labels: NDArray[np.integer[Any]], values: Mapping[int, int]) -> NDArray[np.uint8]:
+    """Labels with new values, of which each old one has one."""
+    highest = max(int(labels.max()), *values)
+    table = np.zeros(highest + 1, np.uint8)
+    for old, new in values.items():
+        table[old] = new
+    return table[labels]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # dataset.json
 
 
-def _read_table(folder: Path) -> Table:
+def read_table(folder: Path) -> Table:
+    """What dataset.json says, unchecked."""
     path = folder / "dataset.json"
     if not path.is_file():
         raise BadFile(f"{folder} is not a dataset: there is no dataset.json beside imagesTr and labelsTr")
@@ -127,6 +136,21 @@ def _read_table(folder: Path) -> Table:
     if not isinstance(table, dict):
         raise BadFile(f"{path} holds a {type(table).__name__}, not a table with channel_names and labels")
     return table
+
+
+def write_table(
+    folder: Path, name: str, channels: Sequence[str], labels: Mapping[str, int], cases: int, **more: Any
+) -> None:
+    """Write dataset.json of an nnU-Net dataset."""
+    table = {
+        "name": name,
+        "channel_names": {str(number): channel for number, channel in enumerate(channels)},
+        "labels": dict(labels),
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+        **more,
+    }
+    (folder / "dataset.json").write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _channels(table: Table, folder: Path) -> tuple[str, ...]:
@@ -216,115 +240,17 @@ def _stem(name: str, ending: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Every problem at once
-
-
-def check(dataset: Dataset) -> list[str]:
-    """Everything that is wrong with a dataset, one line for each problem, found in one run; reads every file.
-
-    Cases without a label are no problem; a dataset in which no case has one is.
-    """
-    problems = list(_folder_problems(dataset))
-    contents: dict[bytes, str] = {}
-    for case in dataset.cases:
-        problems += [f"{case.name}: {problem}" for problem in _case_problems(case, dataset, contents)]
-    return problems
-
-
-def _folder_problems(dataset: Dataset) -> Iterator[str]:
-    for name, count in Counter(case.name for case in dataset.cases).items():
-        if count > 1:
-            yield f"{name}: {count} cases have this name"
-    if all(case.label is None for case in dataset.cases):
-        yield "no case has a label"
-    declared = _read_table(dataset.folder).get("numTraining")
-    images = {path.resolve() for case in dataset.cases for path in case.images}
-    if isinstance(declared, int) and declared != len(dataset.cases) and dataset.part == "training":
-        yield f"dataset.json says numTraining {declared}, there are {len(dataset.cases)} cases"
-    used = images | {case.label.resolve() for case in dataset.cases if case.label is not None}
-    for name in FOLDERS[dataset.part]:
-        for path in sorted((dataset.folder / name).glob("*")):
-            if path.is_file() and not path.name.startswith(".") and path.resolve() not in used:
-                yield f"{name}/{path.name} belongs to no case"
-
-
-def _case_problems(case: Case, dataset: Dataset, contents: dict[bytes, str]) -> Iterator[str]:
-    """Problems of one case; `contents` remembers what the images seen so far hold, to find copies."""
-    volumes: list[Volume] = []
-    for path, frame in _sources(case):
-        volume = _read(path, frame)
-        if isinstance(volume, str):
-            yield volume
-            continue
-        volumes.append(volume)
-        yield from _image_problems(path, volume, volumes[0].grid)
-    if len(volumes) == len(case.images):
-        channels = sum(volume.channels for volume in volumes)
-        if channels != len(dataset.channels):
-            yield f"{channels} channels, dataset.json names {len(dataset.channels)}"
-        twin = contents.setdefault(_digest(volumes), case.name)
-        if twin != case.name:
-            yield f"the image holds the same values as that of {twin}"
-    if case.label is not None:
-        yield from _label_problems(case.label, dataset, volumes[0].grid if volumes else None)
-
-
-def _image_problems(path: Path, volume: Volume, first: Grid) -> Iterator[str]:
-    if problem := _misplaced(volume.grid, first):
-        yield f"{path.name}: {problem} of the first channel"
-    for channel in volume.data:
-        if channel.min() == channel.max():
-            yield f"{path.name}: every voxel has the value {channel.flat[0]}"
-
-
-def _label_problems(path: Path, dataset: Dataset, grid: Grid | None) -> Iterator[str]:
-    volume = _read(path)
-    if isinstance(volume, str):
-        yield volume
-        return
-    if grid is not None and (problem := _misplaced(volume.grid, grid)):
-        yield f"label {path.name}: {problem} of the image"
-    try:
-        values = np.unique(_whole_numbers(volume, path)).tolist()
-    except BadInput as error:
-        yield str(error)
-        return
-    if unknown := sorted(set(values) - set(dataset.labels.values()) - {0}):
-        yield f"label {path.name}: the values {', '.join(map(str, unknown))} are not declared in dataset.json"
-    if not set(values) - {0}:
-        yield f"label {path.name}: no voxel is labelled"
-
-
-def _read(path: Path, frame: int | None = None) -> Volume | str:
-    """The volume, or why it cannot be had."""
-    if not path.is_file():
-        return f"{path.parent.name}/{path.name} is missing"
-    try:
-        return read_volume(path, frame=frame)
-    except VolsamError as error:
-        return str(error)
-
-
-def _digest(volumes: list[Volume]) -> bytes:
-    digest = blake2b(digest_size=16)
-    for volume in volumes:
-        digest.update(repr((volume.data.shape, volume.data.dtype)).encode())
-        digest.update(np.ascontiguousarray(volume.data).data)
-    return digest.digest()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # What both readers and checks need
 
 
-def _sources(case: Case) -> Iterator[tuple[Path, int | None]]:
+def sources(case: Case) -> Iterator[tuple[Path, int | None]]:
     """Where each channel is: a file, and the frame in it where one file holds them all."""
     together = len(case.images) > 1 and len(set(case.images)) == 1
     for channel, path in enumerate(case.images):
         yield path, channel if together else None
 
 
-def _misplaced(grid: Grid, reference: Grid) -> str | None:
+def misplaced(grid: Grid, reference: Grid) -> str | None:
     """How `grid` differs from `reference`, as the start of a sentence, or None where they are the same place."""
     if grid.shape != reference.shape:
         return f"its shape {_size(grid)} is not the shape {_size(reference)}"
@@ -339,7 +265,7 @@ def _size(grid: Grid) -> str:
     return " × ".join(map(str, grid.shape))
 
 
-def _whole_numbers(volume: Volume, path: Path) -> NDArray[np.integer[Any]]:
+def whole_numbers(volume: Volume, path: Path) -> NDArray[np.integer[Any]]:
     """Label values (i, j, k) in the smallest type that holds them; files may store them as floats."""
     if volume.channels != 1:
         raise BadInput(f"label {path.name}: one value in each voxel is expected, got {volume.channels}")

@@ -16,7 +16,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import IO, Any, TypeAlias
@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from volsam.data.files import one_line, replacing
 from volsam.data.simulate import Mask, bounding_box
-from volsam.errors import BadFile
+from volsam.errors import BadFile, BadInput
 from volsam.evaluation.placement import click_at, flat_box
 from volsam.evaluation.protocol import Labels, Objects, Played, Score, Step
 from volsam.geometry import Grid
@@ -159,20 +159,23 @@ class Task:
     prompts: Sequence[tuple[Prompt, ...]] = ()
     previous: Labels | None = None
     labels: Labels | None = None
-    has_boxes: bool = False
-    objects: dict[str, int] = field(default_factory=dict)
 
 
-def read_task(path: str | os.PathLike[str]) -> Task:
-    """Read an input file; a file that holds Python objects of other kinds than lists and numbers is refused."""
+def read_task(path: str | os.PathLike[str], *, image: bool = True) -> Task:
+    """Read an input file; a file that holds Python objects of other kinds than lists and numbers is refused.
+
+    Without `image` a file of labels alone will do, whose image is then empty.
+    """
     path = Path(path)
     with one_line(path):
         content = _unpickled(path)
+        if not image and "gts" in content:
+            content.setdefault("imgs", np.zeros(content["gts"].shape, np.uint8))
         if "imgs" not in content:
             raise BadFile(f"{path.name} holds no imgs: it is no case of the challenge")
-        image = np.transpose(np.asarray(content["imgs"]), (2, 1, 0))
+        pixels = np.transpose(np.asarray(content["imgs"]), (2, 1, 0))
         spacing = np.asarray(content.get("spacing", (1.0, 1.0, 1.0)), dtype=np.float64)[::-1]
-        grid = Grid.at(image.shape, tuple(float(size) for size in spacing))
+        grid = Grid.at(pixels.shape, tuple(float(size) for size in spacing))
         boxes = [_box(entry, grid) for entry in content.get("boxes", ())]
         clicks = [_in_order(entry, order, grid) for entry, order in _pairs(content)]
         classes = max(len(boxes), len(clicks))
@@ -182,15 +185,21 @@ def read_task(path: str | os.PathLike[str]) -> Task:
         turned = {
             key: np.transpose(np.asarray(content[key]), (2, 1, 0)) for key in ("gts", "prev_pred") if key in content
         }
-    values = [int(value) for value in np.unique(turned["gts"]) if value] if "gts" in turned else []
     return Task(
-        Volume(np.ascontiguousarray(image), grid, path.stem),
+        Volume(np.ascontiguousarray(pixels), grid, path.stem),
         prompts,
         turned.get("prev_pred"),
         turned.get("gts"),
-        bool(boxes),
-        {f"class {value}": value for value in values},
     )
+
+
+def answer(begin: BeginAll, task: Task) -> Labels:
+    """Labels (i, j, k) of a task: 1 for its first class, and so on; what a container of the challenge has to give."""
+    classes = {f"class {number}": number for number in range(1, len(task.prompts) + 1)}
+    if not classes:
+        raise BadInput(f"{task.volume.name} holds neither boxes nor clicks: there is nothing to answer")
+    asked = {name: PromptSet(task.prompts[number - 1]) for name, number in classes.items()}
+    return begin(task.volume, classes)(asked)
 
 
 def write_answer(labels: Labels, path: str | os.PathLike[str]) -> None:

@@ -210,6 +210,16 @@ def clicks_protocol(
     return [ClickScore(step.scores.dice, step.scores.nsd, _click_of(step), step.seconds) for step in played.steps]
 
 
+def clicks_only(begin: Begin) -> Start:
+    """What answers prompts, for a protocol that knows clicks only."""
+
+    def start(volume: Volume) -> Add:
+        ask = begin(volume)
+        return lambda click: ask(PromptSet([click]))
+
+    return start
+
+
 def _click_of(step: Step) -> Click | None:
     return next((prompt for prompt in step.prompts if isinstance(prompt, Click)), None)
 

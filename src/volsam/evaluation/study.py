@@ -22,7 +22,7 @@ from volsam.data.files import replacing
 from volsam.errors import BadFile, BadInput
 from volsam.evaluation.protocol import Objects, Played
 from volsam.evaluation.rules import DISTANCES, MEASURES, Rule
-from volsam.prompts import MaskHint, to_record
+from volsam.prompts import Box, MaskHint, to_record
 from volsam.volume import Volume
 
 FORMAT, VERSION = "volsam-evaluation", 1
@@ -45,11 +45,14 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A case that is ready to be asked about: the image and its objects."""
+    """A case that is ready to be asked about: the image and its objects, and boxes that come with the case: none where
+    it has none, and None where boxes are to be made of the objects.
+    """
 
     name: str
     volume: Volume
     objects: Objects
+    boxes: Mapping[str, Box] | None = None
 
 
 Trial: TypeAlias = Callable[[Scene], Iterable[tuple[str, Played]]]

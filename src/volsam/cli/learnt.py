@@ -1,0 +1,41 @@
+"""What a training run has seen, so that its scores are taken on other cases, or say that they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+# Beside the weights of a run: its fold, with the cases that it never saw as "test".
+SPLITS = "splits.json"
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """The method, the dataset and the cases of a run, and the file with those that it left out."""
+
+    method: str
+    dataset: str
+    training: frozenset[str]
+    validation: frozenset[str]
+    held_out: Path | None
+
+    def seen(self, cases: Iterable[str], dataset: str) -> dict[str, int]:
+        """How many of the cases were learnt from, and chosen by; of another dataset none."""
+        names = set(cases) if dataset == self.dataset else set()
+        return {"learnt_from": len(names & self.training), "chosen_by": len(names & self.validation)}
+
+
+def learnt_by(model: str) -> Learnt | None:
+    """What a model has seen, if it is the folder of a run."""
+    from volsam.recipes.runs import is_run
+
+    if not is_run(model):
+        return None
+    from volsam.data.splits import read_splits
+    from volsam.training.run import RunFolder
+
+    record = RunFolder(Path(model)).record()
+    file = Path(model) / SPLITS
+    held_out = file if file.is_file() and read_splits(file)[0].test else None
+    return Learnt(record.method, record.dataset, frozenset(record.training), frozenset(record.validation), held_out)

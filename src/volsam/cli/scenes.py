@@ -1,0 +1,77 @@
+"""The cases that an evaluation goes through: of a dataset, or of a folder with files of the CVPR 2025 challenge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from volsam.data.dataset import Case, read_image, read_label
+from volsam.data.splits import chosen_cases
+from volsam.errors import BadInput
+from volsam.evaluation.cvpr2025 import read_task
+from volsam.evaluation.protocol import Objects
+from volsam.evaluation.study import Scene
+from volsam.prompts import Box
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is evaluated on: a name, the objects that are scored (empty where each case has its own), the cases, and how
+    one is read.
+    """
+
+    name: str
+    objects: Mapping[str, int]
+    cases: tuple[Case, ...]
+    read: Callable[[Case], Scene]
+
+
+def source_of(folder: Path, split: str, fold: int, wanted: str | None) -> Source:
+    """The chosen cases of a folder; `wanted` are names of objects, with commas."""
+    files = [] if (folder / "dataset.json").is_file() else sorted(folder.glob("*.npz"))
+    if files:
+        return _challenge(folder, files, wanted)
+    dataset, cases = chosen_cases(folder, split, fold)
+    values = _chosen(dataset.objects, wanted)
+
+    def read(case: Case) -> Scene:
+        volume = read_image(case)
+        return Scene(case.name, volume, Objects(read_label(case, volume.grid), values))
+
+    return Source(dataset.name, values, tuple(cases), read)
+
+
+def _chosen(objects: Mapping[str, int], wanted: str | None) -> dict[str, int]:
+    if not objects:
+        raise BadInput("the dataset declares no label but the background: there is nothing to score")
+    if wanted is None:
+        return dict(objects)
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    for each in names:
+        if each not in objects:
+            raise BadInput(f"--objects {each}: the dataset has {', '.join(objects)}")
+    return {each: objects[each] for each in names}
+
+
+def _challenge(folder: Path, files: list[Path], wanted: str | None) -> Source:
+    """Files with images, boxes and labels; the labels may lie in files of the same names in a folder `gts` beside."""
+    if wanted is not None:
+        raise BadInput(f"{folder} holds files of the challenge, whose classes have no names: leave --objects out")
+
+    def read(case: Case) -> Scene:
+        task = read_task(case.images[0])
+        labels = task.labels
+        if labels is None and case.label is not None:
+            labels = read_task(case.label, image=False).labels
+        if labels is None:
+            raise BadInput(f"{case.images[0].name} holds no gts, and there is no gts/{case.images[0].name}")
+        values = {f"class {value}": value for value in sorted(set(labels.ravel().tolist()) - {0})}
+        boxes = dict(zip(values, (box for of in task.prompts for box in of[:1] if isinstance(box, Box)), strict=False))
+        return Scene(case.name, task.volume, Objects(labels, values), boxes)
+
+    labelled = folder / "gts"
+    cases = tuple(
+        Case(file.stem, (file,), labelled / file.name if (labelled / file.name).is_file() else None) for file in files
+    )
+    return Source(folder.resolve().name, {}, cases, read)
