@@ -89,3 +89,9 @@ def test_exactly_the_adapters_and_norms_learn_and_all_of_them_do(
         optimiser.step()
     assert set(learns) == moved
     assert encoder(image[:1])[0].shape == (1, 8, *((4, 4, 4) if of == "volume" else (5, 4, 4)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_single_slice_is_a_volume_too(method: str, a_slice_encoder: Encoder, a_stack: Tensor) -> None:
+    METHODS[method](a_slice_encoder)
+    assert a_slice_encoder(a_stack[:, :, :1])[0].shape == (2, 8, 1, 4, 4)

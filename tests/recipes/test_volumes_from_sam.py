@@ -1,5 +1,3 @@
-from typing import get_args
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,16 +5,17 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from volsam.adapters.freeze import train_only
+from volsam.adapters.methods import METHODS, Method
 from volsam.errors import BadInput
 from volsam.evaluation.published.sam_adapter_3d import AggregationDecoder, VolumeEncoder
 from volsam.models.original_names import from_original
-from volsam.recipes.from_sam import Method, peft_from_sam, sam_adapter_3d_from_sam
+from volsam.recipes.from_sam import peft_from_sam, sam_adapter_3d_from_sam
 from volsam.recipes.sam_adapter_3d import convert, train_tuned
+from volsam.recipes.sam_adapter_3d_automatic import AutomaticSamAdapter3D, VolumeConfig, prompted
 
 from .sams import a_full_sam, a_tiny_sam
 from .test_from_sam import count, gradients_reach_exactly_what_learns, learning
 
-METHODS = get_args(Method)
 CROP = (16, 16, 16)
 """Enlarged four times: a grid of 4³."""
 
@@ -100,6 +99,22 @@ def test_crops_need_not_be_cubes(sam: dict[str, Tensor]) -> None:
     network = peft_from_sam(sam, classes=4, crop=(8, 24, 16), enlarged=4)
     assert network.encoder.config.grid == (2, 6, 4)
     assert network(torch.randn(2, 1, 8, 24, 16)).shape == (2, 4, 8, 24, 16)
+
+
+def test_levels_may_have_fewer_channels_than_sams_neck(sam: dict[str, Tensor], a_crop: Tensor) -> None:
+    network = peft_from_sam(sam, classes=2, crop=CROP, enlarged=4, out=8)
+    assert network.head.mix.weight.shape == (4, 4 * 4 + 1, 3, 3, 3)
+    assert network(a_crop).shape == (1, 2, *CROP)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sizes_and_weights_are_all_there_is_to_store(method: Method, sam: dict[str, Tensor], a_crop: Tensor) -> None:
+    network = peft_from_sam(sam, method, classes=3, crop=CROP, enlarged=4, window=2, out=8).eval()
+    stored = network.config.model_dump_json()
+    again = AutomaticSamAdapter3D(VolumeConfig.model_validate_json(stored)).eval()
+    again.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        assert_close(again(a_crop), network(a_crop), atol=0, rtol=0)
 
 
 def test_the_tensors_that_were_given_do_not_learn(sam: dict[str, Tensor], a_crop: Tensor) -> None:
@@ -209,6 +224,13 @@ def test_with_clicks_it_has_its_published_size() -> None:
     unused = 2 * 131_712  # the attention of both layers that the release stores and never calls
     assert count(network) == 25_462_400 - unused
     assert train_only(network, "sampler") == 3_164_160 - unused
+
+
+def test_with_clicks_it_is_built_anew_from_sizes_too(sam: dict[str, Tensor]) -> None:
+    config = peft_from_sam(sam, classes=2, crop=CROP, enlarged=4).config
+    prompted(config).load_state_dict(sam_adapter_3d_from_sam(sam, crop=CROP).state_dict())
+    with pytest.raises(BadInput, match="2 classes, object and background, got 3"):
+        prompted(config.model_copy(update={"classes": 3}))
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

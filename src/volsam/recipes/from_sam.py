@@ -8,41 +8,31 @@ numbers: the seed is the caller's.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from collections.abc import Mapping
 
 from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from volsam.adapters.bottleneck import add_houlsby, add_pro_tuning, add_st_adapter
-from volsam.adapters.lowrank import add_fact, add_lora
-from volsam.adapters.med_tuning import add_med_tuning
-from volsam.adapters.slices import add_gated_surround, add_slice_mixers
-from volsam.adapters.spatial import add_spatial_adapters
+from volsam.adapters.lowrank import add_fact
+from volsam.adapters.methods import Method, require_method
+from volsam.adapters.slices import add_slice_mixers
 from volsam.errors import BadInput
-from volsam.models.aggregation_head import AggregationHead
 from volsam.models.attention import Shape
 from volsam.models.dense_heads import ConvHeadConfig, LinearHeadConfig
-from volsam.models.encoder import Encoder, EncoderConfig
+from volsam.models.encoder import EncoderConfig
 from volsam.models.original_names import from_original
 from volsam.models.segmenter import SegmenterConfig
-from volsam.models.visual_sampler import VisualSampler
 from volsam.recipes import auto_sam, ma_sam, sam_adapter_3d, sam_adapter_3d_automatic
 from volsam.recipes.auto_sam import AutoSam, Head
 from volsam.recipes.checkpoint import sizes_fit
 from volsam.recipes.family import Described
 from volsam.recipes.ma_sam import StackSegmenter, encoder_at, resized_position
 from volsam.recipes.sam import FOREIGN, encoder_config, head_config, prompt_config
-from volsam.recipes.sam_adapter_3d import SamAdapter3D, volume_encoder
-from volsam.recipes.sam_adapter_3d_automatic import AutomaticSamAdapter3D
+from volsam.recipes.sam_adapter_3d import SamAdapter3D
+from volsam.recipes.sam_adapter_3d_automatic import AutomaticSamAdapter3D, VolumeConfig, prompted
 
 WHERE = "the SAM checkpoint"
-
-Method = Literal[
-    "full", "adapter", "pro-tuning", "st-adapter", "med-tuning", "fact", "lora", "3dsam-adapter", "sam-med2d"
-]
-"""Ways to make SAM's encoder learn volumes, as the table of 3DSAM-adapter compares them, and three more."""
 
 LEVELS = 4
 """Levels of features that the head of a volume reads, one after each quarter of the blocks."""
@@ -132,6 +122,7 @@ def peft_from_sam(
     crop: Shape = (256, 256, 256),
     enlarged: int = 2,
     window: int = 8,
+    out: int | None = None,
 ) -> AutomaticSamAdapter3D:
     """The automatic network of 3DSAM-adapter, or the same with another method's adapters in SAM's blocks.
 
@@ -139,57 +130,57 @@ def peft_from_sam(
     depth, tables of depth, necks and head. `full` has no adapters, and everything learns.
 
     crop: voxels along depth, height and width; enlarged: how many times, before patches are made; window: tokens along
-    an edge of the windows of attention, moved on by half of it in every second block.
+    an edge of the windows of attention, moved on by half of it in every second block; out: channels of a level of
+    features, as many as SAM's neck has if nothing is said; the head has half as many.
     """
-    if method not in get_args(Method):
-        raise BadInput(f"the method {method!r} is not known: choose one of {', '.join(get_args(Method))}")
-    require_classes(classes)
-    encoder = volume_encoder_from_sam(tensors, crop, enlarged, window)
-    _ADD[method](encoder)
-    network = AutomaticSamAdapter3D(encoder, head_of(encoder, classes))
-    if method == "full":
-        network.requires_grad_(True)
-    else:
-        sam_adapter_3d_automatic.train_tuned(network)
+    config = volume_config(tensors, method, classes, crop, enlarged, window, out)
+    network = AutomaticSamAdapter3D(config)
+    fill_volume(network, tensors)
+    sam_adapter_3d_automatic.train_tuned(network)
     return network
 
 
 def sam_adapter_3d_from_sam(
-    tensors: Mapping[str, Tensor], *, crop: Shape = (128, 128, 128), enlarged: int = 4, window: int = 8
+    tensors: Mapping[str, Tensor],
+    *,
+    crop: Shape = (128, 128, 128),
+    enlarged: int = 4,
+    window: int = 8,
+    out: int | None = None,
 ) -> SamAdapter3D:
     """3DSAM-adapter, which takes clicks: object and background. Sizes as in `peft_from_sam`."""
-    encoder = volume_encoder_from_sam(tensors, crop, enlarged, window)
-    add_spatial_adapters(encoder, encoder.config.width // 2)
-    out = encoder.config.out
-    sampler = VisualSampler(out, depth=2, heads=8, mlp_width=8 * out, inner=out // 2, queries=10)
-    network = SamAdapter3D(encoder, sampler, head_of(encoder, classes=2))
+    network = prompted(volume_config(tensors, "3dsam-adapter", 2, crop, enlarged, window, out))
+    fill_volume(network, tensors)
     sam_adapter_3d.train_tuned(network)
     return network
 
 
-def volume_encoder_from_sam(tensors: Mapping[str, Tensor], crop: Shape, enlarged: int, window: int) -> Encoder:
-    """SAM's blocks in shifted 3D windows, without adapters, and with a new neck for every level.
-
-    From SAM come the patch embedding, the blocks and the position in the plane, averaged where its grid is a multiple
-    of ours and resized otherwise. The position table along depth is the mean of those along height and width.
-    """
+def volume_config(
+    tensors: Mapping[str, Tensor],
+    method: Method,
+    classes: int,
+    crop: Shape,
+    enlarged: int,
+    window: int,
+    out: int | None = None,
+) -> VolumeConfig:
+    """The sizes of a network for volumes whose blocks are those of a SAM."""
     described = require_sam(tensors)
+    require_method(method)
+    require_classes(classes)
     with sizes_fit(WHERE, "3DSAM-adapter"):
         sam = encoder_config(described, rank=2)
-        config = volume_config(sam, crop, enlarged, window)
-        weights = from_original(tensors, "sam")
-        weights |= {f"encoder.patches.plane.{part}": weights[f"encoder.patches.{part}"] for part in ("weight", "bias")}
-        weights["encoder.position"] = fitted_position(tensors["image_encoder.pos_embed"], config.grid[1:])
-        of_block = [f"encoder.blocks.{index}.attention.tables." for index in range(config.depth)]
-        for tables in of_block:
-            weights[f"{tables}d"] = (weights[f"{tables}h"] + weights[f"{tables}w"]) / 2
-        rows = [{axis: len(weights[tables + axis]) for axis in "dhw"} for tables in of_block]
-        encoder = volume_encoder(config, (enlarged, enlarged, enlarged), rows)
-        take_over(nn.ModuleDict({"encoder": encoder}), weights, r"encoder\.(patches\.plane|position|blocks)")
-    return encoder
+        tables = [f"image_encoder.blocks.{index}.attn.rel_pos_h" for index in range(sam.depth)]
+        return VolumeConfig(
+            encoder=in_volumes(sam, crop, enlarged, window, out or sam.out),
+            enlarged=enlarged,
+            rows=tuple(described.shape(name, 2)[0] for name in tables),
+            method=method,
+            classes=classes,
+        )
 
 
-def volume_config(sam: EncoderConfig, crop: Shape, enlarged: int, window: int) -> EncoderConfig:
+def in_volumes(sam: EncoderConfig, crop: Shape, enlarged: int, window: int, out: int) -> EncoderConfig:
     """The sizes of SAM's encoder as one of volumes."""
     edge = sam.patch[2]
     if enlarged < 1 or edge % enlarged or any(size < 1 or size * enlarged % edge for size in crop):
@@ -211,9 +202,27 @@ def volume_config(sam: EncoderConfig, crop: Shape, enlarged: int, window: int) -
         window=(d, h, w),
         shift=(d // 2, h // 2, w // 2),
         shifted_blocks=tuple(range(0, sam.depth, 2)),
-        out=sam.out,
+        out=out,
         taps=tuple(sam.depth // levels * level for level in range(1, levels)),
     )
+
+
+def fill_volume(network: AutomaticSamAdapter3D | SamAdapter3D, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network for volumes what SAM has: patch embedding, blocks, and the position in the plane.
+
+    The position is averaged where its grid is a multiple of ours and resized otherwise. The position table along depth
+    is the mean of those along height and width.
+    """
+    config = network.encoder.config
+    with sizes_fit(WHERE, "3DSAM-adapter"):
+        weights = from_original(tensors, "sam")
+        for name in [name for name in weights if name.endswith(".attention.tables.h")]:
+            tables = name.removesuffix("h")
+            weights[f"{tables}d"] = (weights[f"{tables}h"] + weights[f"{tables}w"]) / 2
+        weights["encoder.position"] = fitted_position(tensors["image_encoder.pos_embed"], config.grid[1:])
+        weights = {name.replace("encoder.patches.", "encoder.patches.plane."): weights[name] for name in weights}
+        of_attention = r"attention\.(project|tables|qkv\.(linear\.)?(weight|bias))"
+        take_over(network, weights, rf"encoder\.(patches\.plane|position|blocks\.\d+\.(norm|mlp|{of_attention}))")
 
 
 def fitted_position(position: Float[Tensor, "1 H W c"], grid: tuple[int, int]) -> Float[Tensor, "1 1 h w c"]:
@@ -222,31 +231,6 @@ def fitted_position(position: Float[Tensor, "1 H W c"], grid: tuple[int, int]) -
     if all(size % wanted == 0 for size, wanted in zip(position.shape[1:3], grid, strict=True)):
         return reduce(position, "1 (h p) (w q) c -> 1 1 h w c", "mean", p=times[0], q=times[1])
     return rearrange(resized_position(position, grid), "1 h w c -> 1 1 h w c")
-
-
-def head_of(encoder: Encoder, classes: int) -> AggregationHead:
-    """A new head over all levels of an encoder."""
-    out = encoder.config.out
-    return AggregationHead(out, max(1, out // 2), classes, len(encoder.at_taps) + 1)
-
-
-def _half(encoder: Encoder) -> int:
-    """Channels of an adapter at the published ratio, 384 of 768."""
-    return encoder.config.width // 2
-
-
-_ADD: dict[Method, Callable[[Encoder], None]] = {
-    "full": lambda encoder: None,
-    # Two a block with 205 of 768 channels: the number of weights that the table states.
-    "adapter": lambda encoder: add_houlsby(encoder, max(1, round(encoder.config.width * 205 / 768))),
-    "pro-tuning": lambda encoder: add_pro_tuning(encoder, _half(encoder)),
-    "st-adapter": lambda encoder: add_st_adapter(encoder, _half(encoder)),
-    "med-tuning": lambda encoder: add_med_tuning(encoder, _half(encoder)),
-    "fact": add_fact,
-    "lora": add_lora,
-    "3dsam-adapter": lambda encoder: add_spatial_adapters(encoder, _half(encoder)),
-    "sam-med2d": add_gated_surround,
-}
 
 
 # --- taking over -----------------------------------------------------------------------------------------------------
@@ -281,11 +265,12 @@ def require_classes(classes: int) -> None:
 
 def take_over(network: nn.Module, weights: Mapping[str, Tensor], pattern: str) -> None:
     """Fill those weights of a network whose names begin as `pattern`, all of which must be among the given ones."""
-    wanted = [name for name in network.state_dict() if re.match(pattern, name)]
-    missing = [name for name in wanted if name not in weights]
+    # A projection that an adapter has changed stands one level deeper.
+    wanted = {n: n.replace(".qkv.linear.", ".qkv.") for n in network.state_dict() if re.match(pattern, n)}
+    missing = [name for name in wanted.values() if name not in weights]
     if missing:
         raise BadInput(f"{WHERE} lacks {len(missing)} weights (first: {missing[0]}): take a complete file")
-    network.load_state_dict({name: weights[name] for name in wanted}, strict=False)
+    network.load_state_dict({name: weights[given] for name, given in wanted.items()}, strict=False)
 
 
 def halved(first: int, count: int) -> tuple[int, ...]:
