@@ -344,6 +344,14 @@ def is_automatic(model: Trained) -> TypeGuard[AutomaticModel]:
 
 def load_run(path: str | os.PathLike[str], device: str) -> Trained:
     """The model of a run, by its best weights."""
+    method, network, record = load_network(path)
+    config = method.config.model_validate(dict(record.config))
+    found: Trained = method.model(network, record.plan, config, Path(path).resolve().name, device)
+    return found
+
+
+def load_network(path: str | os.PathLike[str]) -> tuple[Method, nn.Module, Record]:
+    """The network of a run with its best weights, how it was trained, and what is known of it."""
     record = RunFolder(Path(path)).record()
     method = _method(record.method)
     run = RunFolder(Path(path), method.keeps)
@@ -353,5 +361,4 @@ def load_run(path: str | os.PathLike[str], device: str) -> Trained:
         raise BadFile(f"{path} began with {record.init.name}, and these weights have changed since: bring them back")
     network = method.network(record.plan, config, weights)
     run.load(network)
-    found: Trained = method.model(network.eval(), record.plan, config, run.path.resolve().name, device)
-    return found
+    return method, network.eval(), record
