@@ -26,6 +26,7 @@ SETTINGS = {
     "dynunet": {"edge": 32, "width": 4},
     "swin-unetr": {"edge": 64, "width": 12, "batch_size": 1},
     "unetr": {"edge": 32, "width": 4, "batch_size": 1},
+    "ux-net": {"edge": 32, "width": 4, "batch_size": 1},
     "mednext": {"edge": 32, "width": 4, "batch_size": 1},
     "autosam": {**SLICES, "versions": 1},
     "ma-sam": {**SLICES, "slices": 3, "batch_size": 1, "channels": 8, "rank": 4},

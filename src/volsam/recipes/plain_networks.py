@@ -1,4 +1,4 @@
-"""Networks to compare with, trained from nothing: MONAI's UNet, DynUNet, SwinUNETR, UNETR and MedNeXt."""
+"""Networks to compare with, trained from nothing: MONAI's UNet, DynUNet, SwinUNETR, UNETR, MedNeXt, and 3D UX-Net."""
 
 from __future__ import annotations
 
@@ -115,6 +115,13 @@ def mednext(plan: Plan, config: PlainConfig) -> nn.Module:
     return MedNeXt(3, init_filters=config.width, in_channels=plan.channels, out_channels=len(plan.labels))
 
 
+def ux_net(plan: Plan, config: PlainConfig) -> nn.Module:
+    """3D UX-Net; the paper has 48 channels (`--set width=48`)."""
+    from volsam.models.ux_net import UXNet
+
+    return UXNet(plan.channels, len(plan.labels), [config.width * 2**level for level in range(4)])
+
+
 class _OneOutput(nn.Module):
     """A network of which only the finest of several outputs is wanted."""
 
@@ -139,6 +146,7 @@ NETWORKS: dict[str, tuple[str, str, Callable[[Plan, PlainConfig], nn.Module]]] =
     "dynunet": ("DynUNet", "Isensee et al. 2021, the topology of nnU-Net; MONAI", dynunet),
     "swin-unetr": ("Swin UNETR", "Hatamizadeh et al. 2022; MONAI", swin_unetr),
     "unetr": ("UNETR", "Hatamizadeh et al. 2022; MONAI", unetr),
+    "ux-net": ("3D UX-Net", "Lee et al. 2023; rebuilt on MONAI's blocks", ux_net),
     "mednext": ("MedNeXt", "Roy et al. 2023; MONAI", mednext),
 }
 

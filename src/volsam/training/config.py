@@ -19,7 +19,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     max_steps: PositiveInt = 1000
     """Optimiser steps of the whole schedule."""
     minutes: PositiveFloat | None = None
-    """Wall time of the whole schedule, instead of steps; preparing the data does not count."""
+    """Time of the whole schedule, instead of steps; preparing the data does not count, nor does validation."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """What minutes are counted by: cpu counts the processor's, which a busy machine does not stretch."""
     batch_size: PositiveInt = 2
     """Items per optimiser step, over all processes."""
     accumulate: PositiveInt = 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, process_time
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -104,7 +104,8 @@ def fit(
     numbers = Numbers(config.batch_size, state.step, fabric.global_rank, fabric.world_size)
     feed = batches(items, numbers, config.accumulate, config.workers)
     task.train()
-    began = monotonic() - state.seconds
+    clock = monotonic if config.clock == "wall" else process_time
+    began = clock() - state.seconds
     while (part := _part(state, config)) < 1:
         # What is drawn inside networks, such as dropout, follows from the step as well.
         torch.manual_seed(config.seed * 1_000_003 + state.step)
@@ -135,15 +136,15 @@ def fit(
             average.update(network, state.step)
 
         state.step += 1
-        state.seconds = monotonic() - began
+        state.seconds = clock() - began
         _log(fabric, folder, board, state, told, rate * config.learning_rate)
         if tell is not None:
             tell(Progress(state.step, _part(state, config), told["loss"], state.seconds))
         over = _part(state, config) >= 1
         if validate is not None and (over or _part(state, config) >= (state.validated + 1) * config.validate_every):
-            paused = monotonic()
+            paused = clock()
             _validate(fabric, task, network, average, validate, folder, board, state)
-            began += monotonic() - paused
+            began += clock() - paused
         if fabric.is_global_zero and (over or state.step % config.save_every == 0):
             _save(folder, network, optimiser, average, state)
     fabric.barrier()

@@ -1,0 +1,142 @@
+"""How much does a method learn from how few volumes? Dice on held-out cases against the number of training cases.
+
+    python benchmarks/adaptation/run.py --data ../shared/data --sets hippocampus --minutes 2 --draws 2
+
+Every method gets the same cases, the same budget of processor time on one thread, and is scored by `volsam evaluate` on
+the same held-out cases. What is done already is not done again; the tables are written after every run. Sizes and
+methods can be chosen, so that the work can be shared by several machines: their `results.json` are merged by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+HERE = Path(__file__).parent
+# A method: what is typed, and settings that fit small volumes on one thread.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "volsam-s, adapted": ("adapt", {}),
+    "volsam-s, adapters alone": ("adapt", {"tune": "adapters"}),
+    "AutoSAM on sam-mini": ("autosam", {"versions": 4}),
+    "MA-SAM on sam-mini": ("ma-sam", {"batch_size": 1, "power": 0.9}),
+    "3DSAM-adapter on sam-mini, automatic": ("3dsam-adapter-auto", {}),
+    "UNet from scratch": ("unet", {}),
+}
+# Of some sets, how names tell patients, and what their volumes need.
+PATIENTS = {"acdc_cardiac": r"patient\d+"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds the sets")
+    parser.add_argument("--sets", default="hippocampus", help="names, with commas")
+    parser.add_argument("--sizes", default="1,2,5,10,all", help="numbers of training cases, with commas")
+    parser.add_argument("--methods", help="names of the table, with semicolons; all without it")
+    parser.add_argument("--minutes", type=float, default=2.0, help="of processor time for each run")
+    parser.add_argument("--draws", type=int, default=2, help="random choices of the training cases")
+    parser.add_argument("--work", type=Path, default=Path("runs/adaptation"), help="where runs are kept")
+    parser.add_argument("--output", type=Path, default=HERE)
+    options = parser.parse_args()
+    chosen = options.methods.split(";") if options.methods else list(METHODS)
+    rows = _read(options.output / "results.json")
+    for size in options.sizes.split(","):
+        for name in options.sets.split(","):
+            for draw in range(options.draws if size != "all" else 1):
+                for method in chosen:
+                    key = {"set": name, "method": method, "size": size, "draw": draw, "minutes": options.minutes}
+                    if any(all(row[part] == value for part, value in key.items()) for row in rows):
+                        continue
+                    found = run(options, **key)
+                    print(json.dumps({**key, **found}), flush=True)
+                    rows.append({**key, **found})
+                    (options.output / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+                    (options.output / "results.md").write_text(table(rows))
+
+
+def run(options: argparse.Namespace, set: str, method: str, size: str, draw: int, minutes: float) -> dict[str, Any]:  # noqa: A002
+    """Train once and score; how it went."""
+    recipe, settings = METHODS[method]
+    folder = options.work / f"{set}-{recipe}-{settings.get('tune', '')}-{size}-{draw}-{minutes:g}"
+    shutil.rmtree(folder, ignore_errors=True)
+    given = {**settings, "minutes": minutes, "clock": "cpu", "max_steps": 10**6, "seed": draw, "validate_every": 1.0}
+    words = ["train", recipe, options.data / set, "-o", folder, "--device", "cpu"]
+    words += [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
+    words += ["--patient", PATIENTS[set]] if set in PATIENTS else []
+    words += ["--train-cases", size] if size != "all" else []
+    done = volsam(words)
+    if done.returncode:
+        return {"failed": done.stderr.strip().splitlines()[-1]}
+    record = json.loads((folder / "run.json").read_text())
+    report = folder / "report"
+    done = volsam(["evaluate", folder, options.data / set, "-o", report, "--split", folder / "splits.json"])
+    if done.returncode:
+        return {"failed": done.stderr.strip().splitlines()[-1]}
+    scored = json.loads((report / "results.json").read_text())
+    dice = [row["values"]["dice"][-1] for row in scored["rows"]]
+    nsd = [row["values"]["nsd"][-1] for row in scored["rows"]]
+    return {
+        "dice": round(mean(dice), 4),
+        "nsd": round(mean(nsd), 4),
+        "objects": len(dice),
+        "steps": record["steps"],
+        "trained": record["trained"],
+        "cases": record["training"],
+    }
+
+
+def volsam(words: list[Any]) -> subprocess.CompletedProcess[str]:
+    """The command, on one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-c", "from volsam.cli import main; main()", *map(str, words)]
+    return subprocess.run(line, capture_output=True, text=True, env=environment)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results file."""
+    import torch
+
+    sizes = sorted({row["size"] for row in rows}, key=lambda size: (size == "all", int(size) if size != "all" else 0))
+    lines = [
+        "# Dice against the number of training volumes",
+        "",
+        "Made by `benchmarks/adaptation/run.py`. Every run had the same budget of processor time on one thread and the "
+        "same training cases; held-out cases took no part in any choice. Mean Dice over the objects of the held-out "
+        "cases and over draws; in brackets the lowest and the highest draw.",
+        "",
+        f"Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python "
+        f"{platform.python_version()}, torch {torch.__version__}.",
+    ]
+    for name in dict.fromkeys(row["set"] for row in rows):
+        for minutes in sorted({row["minutes"] for row in rows if row["set"] == name}):
+            lines += ["", f"## {name}, {minutes:g} minutes each", ""]
+            lines += ["| method | weights that learn | " + " | ".join(sizes) + " |", "| --- " * (len(sizes) + 2) + "|"]
+            for method in dict.fromkeys(row["method"] for row in rows):
+                some = [r for r in rows if (r["set"], r["minutes"], r["method"]) == (name, minutes, method)]
+                cells = [_cell([row for row in some if row["size"] == size]) for size in sizes]
+                trained = next((f"{row['trained'] / 1e6:.2f} M" for row in some if "trained" in row), "")
+                lines.append(f"| {method} | {trained} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(rows: list[dict[str, Any]]) -> str:
+    dice = [row["dice"] for row in rows if "dice" in row]
+    if not dice:
+        return "failed" if rows else ""
+    spread = f" ({min(dice):.3f} to {max(dice):.3f})" if len(dice) > 1 else ""
+    return f"{mean(dice):.3f}{spread}"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+if __name__ == "__main__":
+    main()
