@@ -61,7 +61,7 @@ def main() -> None:
                     (options.output / "results.md").write_text(table(rows))
 
 
-def run(options: argparse.Namespace, set: str, method: str, size: str, draw: int, minutes: float) -> dict[str, Any]:  # noqa: A002
+def run(options: argparse.Namespace, set: str, method: str, size: str, draw: int, minutes: float) -> dict[str, Any]:
     """Train once and score; how it went."""
     recipe, settings = METHODS[method]
     folder = options.work / f"{set}-{recipe}-{settings.get('tune', '')}-{size}-{draw}-{minutes:g}"
@@ -80,8 +80,8 @@ def run(options: argparse.Namespace, set: str, method: str, size: str, draw: int
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1]}
     scored = json.loads((report / "results.json").read_text())
-    dice = [row["values"]["dice"][-1] for row in scored["rows"]]
-    nsd = [row["values"]["nsd"][-1] for row in scored["rows"]]
+    dice = [row["scores"]["dice"][-1] for row in scored["rows"]]
+    nsd = [row["scores"]["nsd"][-1] for row in scored["rows"]]
     return {
         "dice": round(mean(dice), 4),
         "nsd": round(mean(nsd), 4),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from volsam.cli.console import on_terminal, say, table, track
+from volsam.cli.console import fail, on_terminal, say, table, track
 from volsam.cli.options import Device
 from volsam.errors import BadFile, BadInput, MissingExtra
 
@@ -40,6 +40,35 @@ Dry = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, an
 Board = Annotated[bool, typer.Option("--tensorboard", help="Write the log for TensorBoard as well, into RUN.")]
 
 
+def show_recipes(wanted: bool) -> None:
+    """Print every recipe, and end the command."""
+    if not wanted:
+        return
+    from volsam.recipes.method import load_methods
+
+    known = load_methods()
+    rows = [[name, known[name].title, known[name].init or "nothing", known[name].source] for name in known]
+    table(["recipe", "method", "begins with", "source"], rows)
+    raise typer.Exit
+
+
+def show_settings(name: str | None) -> None:
+    """Print the settings of a recipe with their defaults, and end the command."""
+    if name is None:
+        return
+    from volsam.errors import VolsamError
+    from volsam.recipes.method import load_methods
+    from volsam.training.config import described
+
+    try:
+        fields = described(load_methods()[name].config)
+    except VolsamError as error:
+        fail(str(error))
+    rows = [[key, str(default), meaning] for key, (default, meaning) in fields.items()]
+    table(["setting", "default", "meaning"], rows)
+    raise typer.Exit
+
+
 def train(
     recipe: MethodName,
     dataset: DatasetFolder,
@@ -53,6 +82,15 @@ def train(
     device: Device = "auto",
     tensorboard: Board = False,
     dry: Dry = False,
+    recipes: Annotated[
+        bool, typer.Option("--list", is_eager=True, callback=show_recipes, help="Show all recipes, and stop.")
+    ] = False,
+    of: Annotated[
+        str | None,
+        typer.Option(
+            "--settings", metavar="RECIPE", is_eager=True, callback=show_settings, help="Show its settings, and stop."
+        ),
+    ] = None,
 ) -> None:
     """Train a model on a dataset; what comes out is a model for predict, evaluate and segment.
 
@@ -248,16 +286,3 @@ def _require_extra() -> None:
 
     if find_spec("lightning") is None:
         raise MissingExtra("training", "train")
-
-
-def methods() -> None:
-    """List the recipes that `volsam train` knows."""
-    table(["recipe", "method", "begins with", "source"], listed())
-
-
-def listed() -> list[list[str]]:
-    """Every method with its paper, for a table."""
-    from volsam.recipes.method import load_methods
-
-    known = load_methods()
-    return [[name, known[name].title, known[name].init or "nothing", known[name].source] for name in known]

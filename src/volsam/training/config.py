@@ -13,7 +13,7 @@ from volsam.errors import BadInput
 Config = TypeVar("Config", bound="TrainConfig")
 
 
-class TrainConfig(BaseModel, frozen=True, extra="forbid"):
+class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """One run; recipes add fields of their own and change defaults."""
 
     max_steps: PositiveInt = 1000
@@ -85,3 +85,13 @@ def configured(kind: type[Config], given: Mapping[str, Any]) -> Config:
         raise BadInput(
             f"{name}={given.get(name)!r} will not do: {first['msg']}; see docs/reference/training.md"
         ) from None
+
+
+def described(kind: type[TrainConfig]) -> dict[str, tuple[Any, str]]:
+    """Every setting with its default and what it means; one whose default a recipe changes keeps its meaning."""
+    found = {}
+    for name, field in kind.model_fields.items():
+        kinds = (each.model_fields for each in kind.__mro__ if issubclass(each, TrainConfig))
+        meaning = next((each[name].description for each in kinds if name in each and each[name].description), "")
+        found[name] = (field.default, " ".join(str(meaning).split()))
+    return found
