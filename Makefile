@@ -57,7 +57,7 @@ clean:
 
 # torch first and by pip, which knows where this machine keeps its build; then everything else by uv, which is faster,
 # or by pip where there is no uv. Neither may replace torch.
-$(READY): pyproject.toml $(CONSTRAINTS)
+$(READY): pyproject.toml client/pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { echo \
 	  'error: $(PYTHON) is not Python 3.10 to 3.13; name one that is: make PYTHON=python3.12' >&2; exit 1; }
 	@test '$(PYTHON)' = '$(BIN)/python' || $(PYTHON) -m venv --clear $(VENV) || { echo \
@@ -66,8 +66,8 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install -q "$$(grep '^torch==' $(CONSTRAINTS))"
 	$(BIN)/python -m pip install -q uv || echo 'uv cannot be had here; pip does it, more slowly'
 	if $(BIN)/python -m uv --version >/dev/null 2>&1; \
-	then $(BIN)/python -m uv pip install -q --python $(BIN)/python -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'; \
-	else $(BIN)/python -m pip install -q -e '.[$(EXTRAS)]'; fi
+	then $(BIN)/python -m uv pip install -q --python $(BIN)/python -c $(CONSTRAINTS) -e '.[$(EXTRAS)]' -e ./client; \
+	else $(BIN)/python -m pip install -q -e '.[$(EXTRAS)]' -e ./client; fi
 	@$(BIN)/python -c 'from importlib.metadata import version; found = "torch==" + version("torch").split("+")[0]; \
 	  assert found in open("$(CONSTRAINTS)").read().split(), "torch was replaced: " + found'
 	@touch $@

@@ -97,10 +97,10 @@ def serve(
         device=device,
         **chosen,
     )
-    at = listening(host, port)
-    app = create_app(settings)
     place = f"[{host}]" if ":" in host else host
-    run(app, at, lambda: say(f"volsam serves at http://{place}:{at.getsockname()[1]} (stop with Ctrl-C)"), log_level)
+    with listening(host, port) as at:
+        address = f"http://{place}:{at.getsockname()[1]}"
+        run(create_app(settings), at, lambda: say(f"volsam serves at {address} (stop with Ctrl-C)"), log_level)
 
 
 def parts(command: str) -> tuple[Any, Any]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 import volsam
 from volsam.data.files import replacing
 from volsam.data.io import volume_name, write_volume
-from volsam.errors import NotSupported
 from volsam.geometry import Grid
 from volsam.inference.session import Session
 from volsam.inference.uncertainty import Uncertainty
@@ -137,8 +136,6 @@ def _written(
     studies = core.settings.studies
     if talk.origin.kind != "study" or studies is None:
         raise Problem(409, "the volume was uploaded, so its labels have no place here: download them instead")
-    if asked.format == "dicom_seg":
-        raise NotSupported("labels are saved here as nii.gz, nii, nrrd or mha; DICOM-SEG is not written yet")
     study = PurePosixPath(talk.origin.path)
     root = studies.resolve()
     place = root / LABELS / asked.tag / study.parent
