@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from time import monotonic
@@ -52,6 +52,8 @@ class Core:
         self.metrics = Metrics(self)
         self.began = monotonic()
         self.closing = False
+        # What has to end before the server does, of dialects.
+        self.endings: list[Callable[[], None]] = []
         self._resuming: set[str] = set()
         self._lock = threading.Lock()
 
@@ -90,6 +92,8 @@ class Core:
     def shut_down(self) -> None:
         """Take no more, finish what is going on; all that was acknowledged is on disk."""
         self.closing = True
+        for end in self.endings:
+            end()
         for lease in self.leases:
             self.close(lease)
         self.device.close()

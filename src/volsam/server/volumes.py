@@ -91,7 +91,7 @@ def all_studies(studies: Path) -> Iterator[dict[str, Any]]:
                 size = file.stat().st_size
             except OSError:  # a link to nowhere
                 continue
-            yield {"path": relative, "bytes": size, "modified": when(file), "labels": tagged.get(_stem(relative), [])}
+            yield {"path": relative, "bytes": size, "modified": when(file), "labels": tagged.get(stem(relative), [])}
 
 
 def _tagged(studies: Path) -> dict[str, list[str]]:
@@ -99,13 +99,14 @@ def _tagged(studies: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for tag in sorted((studies / LABELS).glob("*/")):
         for file in sorted(tag.rglob("*")):
-            stem = _stem(file.relative_to(tag).as_posix())
-            if file.is_file() and file.suffix != ".json" and tag.name not in found.setdefault(stem, []):
-                found[stem].append(tag.name)
+            key = stem(file.relative_to(tag).as_posix())
+            if file.is_file() and file.suffix != ".json" and tag.name not in found.setdefault(key, []):
+                found[key].append(tag.name)
     return found
 
 
-def _stem(relative: str) -> str:
+def stem(relative: str) -> str:
+    """A path relative to the folder of studies, without the ending of the file."""
     parent = PurePosixPath(relative).parent
     return (parent / volume_name(PurePosixPath(relative).name)).as_posix()
 

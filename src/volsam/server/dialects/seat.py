@@ -40,6 +40,14 @@ class Seat:
         with self._lock, self._core.using(self._living()) as lease:
             self._identity = start(lease).identity
 
+    def ensure(self, start: Callable[[Lease], Conversation]) -> None:
+        """Open a volume by `start` unless one has been opened; it is resumed where its lease has ended."""
+        with self._lock:
+            if not self.taken:
+                self.open(start)
+            else:
+                self._living()
+
     @contextmanager
     def talk(self) -> Iterator[Conversation]:
         """The conversation, resumed where its lease has ended; 409 if nothing was opened."""

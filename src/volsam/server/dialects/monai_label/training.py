@@ -1,0 +1,238 @@
+"""volsam-s adapted to the labels of a datastore: a dataset made of them, a run of `volsam train adapt`, and its model.
+
+STUDIES/.volsam/training/DATE/dataset    the labelled images, in the layout of nnU-Net
+                             /run        the model, as `volsam train` leaves it; `volsam predict` takes it too
+                             /log.txt    what the run has said
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+import threading
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volsam.data.io import read_volume, write_volume
+from volsam.errors import BadFile, BadInput, MissingExtra
+from volsam.inference.automatic import AutomaticModel
+from volsam.server.core import Core
+from volsam.server.dialects.monai_label.datastore import Datastore, Image, Label, named_values, require_same
+from volsam.server.dialects.monai_label.tasks import Task
+from volsam.server.problems import Problem
+from volsam.server.volumes import clean_name
+from volsam.training.run import LOG, Record, RunFolder
+
+RECIPE = "adapt"
+PLACE = ".volsam/training"
+# Settings that clients may change, with what they begin at; they see them as a table.
+SETTINGS: dict[str, int | float] = {"max_steps": 400, "batch_size": 2, "learning_rate": 0.002}
+# What clients send beside settings.
+BESIDE = ("client_id", "model")
+
+
+class Trainer:
+    """Runs on one datastore, and the newest model that came out of them."""
+
+    def __init__(self, core: Core, store: Datastore) -> None:
+        self._core = core
+        self._store = store
+        self._now: Path | None = None
+        self._model: tuple[Path, AutomaticModel] | None = None
+        self._lock = threading.Lock()
+
+    # --- the model -----------------------------------------------------------------------------------------------
+
+    def newest(self) -> Path | None:
+        """The folder of the newest run that is done."""
+        for folder in sorted((self._store.root / PLACE).glob("*/run"), reverse=True):
+            record = _record(folder)
+            if record is not None and record.done:
+                return folder
+        return None
+
+    def labels(self) -> dict[str, int]:
+        """Names and values of what the newest model labels."""
+        folder = self.newest()
+        record = None if folder is None else _record(folder)
+        if record is None:
+            return {}
+        return {name: value for name, value in zip(record.plan.labels, record.plan.values, strict=True) if value > 0}
+
+    def model(self) -> AutomaticModel:
+        """The newest model, loaded; 404 if nothing was trained yet."""
+        from volsam.recipes.recipe import choose_device
+        from volsam.recipes.runs import is_automatic, load_run
+
+        folder = self.newest()
+        if folder is None:
+            raise Problem(404, "no model was trained on this datastore yet")
+        with self._lock:
+            if self._model is None or self._model[0] != folder:
+                loaded = load_run(folder, choose_device(self._core.settings.device))
+                if not is_automatic(loaded):
+                    raise BadFile(f"the run {folder.parent.name} holds no model that works without clicks")
+                self._model = (folder, loaded)
+            return self._model[1]
+
+    # --- training ------------------------------------------------------------------------------------------------
+
+    def work(self, asked: Mapping[str, Any]) -> Any:
+        """Checked settings as work for `Tasks.start`; what cannot be done is refused before it begins."""
+        settings = _settings(asked)
+        _require_extra()
+        if not self._store.cases():
+            raise BadInput("no image of the datastore has a label with the tag final yet: save some first")
+
+        def train(task: Task) -> None:
+            place = self._store.root / PLACE / datetime.now().strftime("%Y%m%d-%H%M%S")
+            place.mkdir(parents=True)
+            self._now = place / "run"
+            try:
+                count = make_dataset(self._store, place / "dataset", task)
+                task.say(f"training on {count} labelled images")
+                task.command(_command(place, settings, self._core.settings.device), place / "log.txt")
+                task.result = self.progress()
+            finally:
+                if not self._now.is_dir():
+                    shutil.rmtree(place, ignore_errors=True)
+
+        return train
+
+    def progress(self) -> dict[str, Any]:
+        """How far the last run is, in the words of MONAI Label; of the newest model where none was begun."""
+        folder = self._now or self.newest()
+        record = None if folder is None else _record(folder)
+        if folder is None or record is None:
+            return {}
+        rows = _rows(folder / LOG)
+        scores = [float(row["validation"]) for row in rows if row.get("validation")]
+        best = record.best if record.best is not None else max(scores, default=0.0)
+        total = int(record.config.get("max_steps", 0))
+        found = {
+            "epoch": int(rows[-1]["step"]) if rows else 0,
+            "total_epochs": total,
+            "best_metric": best,
+            "start_ts": record.date,
+            "run": folder.parent.name,
+            "cases": len(record.training) + len(record.validation),
+        }
+        return {**found, "epoch": total, "total_time": f"{record.minutes:.1f} minutes"} if record.done else found
+
+
+def make_dataset(store: Datastore, folder: Path, task: Task) -> int:
+    """The labelled images of a datastore as a dataset; returns how many there are. Labels go by their names."""
+    (folder / "imagesTr").mkdir(parents=True)
+    (folder / "labelsTr").mkdir()
+    values: dict[str, int] = {}
+    count = 0
+    for image, label in store.cases():
+        name = f"{count:04d}_{clean_name(image.identity.replace('/', '_'))}"
+        task.say(f"preparing {image.identity}")
+        volume = read_volume(store.path(image))
+        drawn = read_volume(store.root / label.file)
+        require_same(drawn, volume.grid, image.identity)
+        found = _renumbered(np.rint(drawn.data[0]).astype(np.int64), _names(store, image, label), values)
+        if not found.any():
+            task.say(f"{image.identity} is left out: nothing in it is labelled")
+            continue
+        write_volume(volume.with_data(volume.data[:1]), folder / "imagesTr" / f"{name}_0000.nii.gz")
+        write_volume(volume.with_data(found[None]), folder / "labelsTr" / f"{name}.nii.gz")
+        count += 1
+    if count == 0:
+        raise BadInput("nothing is labelled in any image: there is nothing to learn")
+    table = {
+        "name": store.root.resolve().name,
+        "channel_names": {"0": "image"},
+        "labels": {"background": 0, **values},
+        "numTraining": count,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
+    return count
+
+
+def _names(store: Datastore, image: Image, label: Label) -> dict[str, int]:
+    """What the values in a label are called: as saved with it, else by dataset.json."""
+    saved = named_values(label.info)
+    beside = (store.root / label.file).with_name(f"{Path(label.file).name.partition('.')[0]}.json")
+    if not saved and beside.is_file():
+        try:
+            listed = json.loads(beside.read_text(encoding="utf-8"))["labels"]
+            saved = {str(item["name"]): int(item["number"]) for item in listed}
+        except (OSError, ValueError, LookupError, TypeError):
+            saved = {}
+    return saved or store.declared()
+
+
+def _renumbered(drawn: NDArray[np.int64], names: Mapping[str, int], values: dict[str, int]) -> NDArray[np.uint8]:
+    """A label whose values are those of `values`, to which new names are added.
+
+    Slicer numbers the segments that it saves from 1, and tells their places among all segments; where the two differ,
+    the order of the names counts.
+    """
+    there = [value for value in np.unique(drawn).tolist() if value > 0]
+    by_value = {value: name for name, value in names.items()}
+    if not set(there) <= set(by_value) and there and max(there) <= len(names):
+        by_value = dict(enumerate(sorted(names, key=lambda name: names[name]), 1))
+    found = np.zeros(drawn.shape, np.uint8)
+    for value in there:
+        name = by_value.get(value, f"label {value}")
+        number = values.setdefault(name, len(values) + 1)
+        if number > np.iinfo(np.uint8).max:
+            raise BadInput(f"the labels have more than {np.iinfo(np.uint8).max} names")
+        found[drawn == value] = number
+    return found
+
+
+def _settings(asked: Mapping[str, Any]) -> dict[str, int | float]:
+    found: dict[str, int | float] = {}
+    for key, value in asked.items():
+        if key in BESIDE:
+            continue
+        if key not in SETTINGS:
+            raise BadInput(f"training has no setting {key!r}; it has: {', '.join(SETTINGS)}")
+        try:
+            found[key] = type(SETTINGS[key])(value)
+        except (TypeError, ValueError, OverflowError):
+            raise BadInput(f"the setting {key} is a number such as {SETTINGS[key]}, got {value!r}") from None
+        if found[key] <= 0:
+            raise BadInput(f"the setting {key} is above 0, got {value!r}")
+    return found
+
+
+def _command(place: Path, settings: Mapping[str, int | float], device: str) -> list[str]:
+    words = ["train", RECIPE, str(place / "dataset"), "-o", str(place / "run"), "--device", device]
+    for key, value in settings.items():
+        words += ["--set", f"{key}={value}"]
+    return [sys.executable, "-c", "from volsam.cli import main; main()", *words]
+
+
+def _require_extra() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("lightning") is None:
+        raise MissingExtra("training", "train")
+
+
+def _record(folder: Path) -> Record | None:
+    run = RunFolder(folder)
+    try:
+        return run.record() if run.begun else None
+    except BadFile:
+        return None
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+    except OSError:
+        return []
