@@ -25,6 +25,16 @@ def test_slices_are_mixed_as_a_convolution_over_the_stack_would(slices: int) -> 
     assert_close(*gradients, atol=1e-3, rtol=1e-4)
 
 
+def test_slices_are_mixed_under_mixed_precision_too() -> None:
+    torch.manual_seed(0)
+    mixer, x = SliceMixer(8, 6), drawn(2, 3, 4, 4, 8).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = mixer(x)
+    assert_close(found, mixer(x), atol=0.05, rtol=0.05, check_dtype=False)
+    found.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in mixer.parameters())
+
+
 def test_a_slice_sees_its_neighbours_and_no_other_slice() -> None:
     torch.manual_seed(0)
     mixer, x = SliceMixer(8, 6).eval(), drawn(1, 5, 2, 2, 8)

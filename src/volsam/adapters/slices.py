@@ -55,8 +55,8 @@ class MixSlices(nn.Conv3d):
 
 
 def _add_product(total: Tokens, x: Tokens, weight: Float[Tensor, "c e"]) -> None:
-    """Add the product of x and a weight in place."""
-    total.flatten(1, 3).baddbmm_(x.flatten(1, 3), weight.expand(len(x), -1, -1))
+    """Add the product of x and a weight in place, in the precision of the total: mixed precision casts nothing here."""
+    total.flatten(1, 3).baddbmm_(x.flatten(1, 3).to(total.dtype), weight.to(total.dtype).expand(len(x), -1, -1))
 
 
 def add_slice_mixers(encoder: Encoder, channels: int = 384) -> None:
