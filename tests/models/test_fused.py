@@ -1,9 +1,13 @@
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from volsam.models.fused import linear_gelu
+from volsam.models.encoder import MLP
+from volsam.models.fused import PackedLinear, linear_gelu, pack
 
 
 @pytest.mark.parametrize("shape", [(5, 12), (2, 3, 4, 5, 12), (0, 12)])
@@ -45,3 +49,32 @@ def test_it_works_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("volsam.models.fused._has_kernel", lambda: False)
     with torch.no_grad():
         assert_close(linear_gelu(x, weight, None), F.gelu(F.linear(x, weight)))
+
+
+@pytest.mark.parametrize("activation", [F.gelu, F.relu])
+@pytest.mark.parametrize("rows", [1, 20])
+def test_a_packed_network_computes_the_same(activation: Callable[[torch.Tensor], torch.Tensor], rows: int) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(12, 24, bias=False), MLP((24, 48, 7), activation))
+    some = [torch.randn(12), torch.randn(5, 12), torch.randn(2, 3, 4, 5, 12)]
+    with torch.no_grad():
+        expected = [network(x) for x in some]
+        pack(network, rows)
+        found = [network(x) for x in some]
+    packed = [type(layer) for layer in network.modules() if hasattr(layer, "bias")]
+    assert packed == [PackedLinear] * 3
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_changed_layers_and_other_precisions_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Changed(nn.Linear):
+        pass
+
+    network = nn.Sequential(Changed(3, 4), nn.Linear(4, 5).double())
+    pack(network, rows=8)
+    assert [type(layer) for layer in network] == [Changed, nn.Linear]
+    monkeypatch.setattr("volsam.models.fused._has_kernel", lambda: False)
+    plain = nn.Sequential(nn.Linear(3, 4))
+    pack(plain, rows=8)
+    assert type(plain[0]) is nn.Linear

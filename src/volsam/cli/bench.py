@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from volsam.cli.console import Steps, fail, say, table
+from volsam.cli.options import Engine
 from volsam.errors import BadInput, NotSupported
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def bench(
     ] = "",
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where networks run.")] = "cpu",
     threads: Annotated[str, typer.Option(metavar="1,2", help="A pass for each; one thread and all cores.")] = "",
+    engine: Engine = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Of a pass: 3, with --full 9.")] = None,
     size: Annotated[int | None, typer.Option(min=16, help="Edge of the cubes of 3D networks: 128.")] = None,
     volume: Annotated[str, typer.Option(metavar="Z,Y,X", help="Of the volume suite: slices, or a whole scan.")] = "",
@@ -48,7 +50,7 @@ def bench(
 
     Without options, a quick look in under a minute: FastSAM3D's first click and further clicks.
     """
-    settings = _settings(against, device, size, volume, dtype, seed)
+    settings = _settings(against, device, size, volume, dtype, engine, seed)
     suites = _suites(suite, full)
     if listing:
         _list(settings)
@@ -80,9 +82,12 @@ def bench(
 # --- what was asked ------------------------------------------------------------------------------------------------
 
 
-def _settings(against: str, device: str, size: int | None, volume: str, dtype: str, seed: int) -> Settings:
+def _settings(
+    against: str, device: str, size: int | None, volume: str, dtype: str, engine: str | None, seed: int
+) -> Settings:
     from volsam.evaluation.published.checkout import Checkout
     from volsam.recipes import compared
+    from volsam.recipes.engine import choose_engine
     from volsam.recipes.recipe import choose_device
     from volsam.recipes.suites import Settings
 
@@ -109,6 +114,7 @@ def _settings(against: str, device: str, size: int | None, volume: str, dtype: s
         dtype="bf16" if dtype == "bf16" else "fp32",
         checkout=checkout,
         against=None if checkout or not against else compared.pair_of(against).name,
+        engine=choose_engine(engine, device),
         seed=seed,
     )
 
@@ -271,6 +277,7 @@ def _memory(suite: Suite, names: list[str], settings: Settings, candidates: list
             "volume": settings.volume,
             "dtype": settings.dtype,
             "against": None if settings.checkout is None else str(settings.checkout.path),
+            "engine": settings.engine,
         }
         alone = run([sys.executable, "-m", "volsam.recipes.child", "memory", json.dumps(asked)])
         found[printed] = json.loads(alone.output.splitlines()[-1])

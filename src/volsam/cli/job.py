@@ -36,6 +36,7 @@ class Job:
     space: str = "voxel"
     model: str | None = None
     device: str = "auto"
+    engine: str | None = None
     output: Path | None = None
     uncertainty: Path | None = None
     preview: Path | None = None
@@ -136,7 +137,7 @@ def _require_places(job: Job) -> None:
 def _load_model(job: Job) -> Model:
     from volsam.recipes.recipe import load_model
 
-    return load_model(job.model, device=job.device)
+    return load_model(job.model, device=job.device, engine=job.engine)
 
 
 def _read(job: Job) -> Volume:

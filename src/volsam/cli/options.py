@@ -18,4 +18,12 @@ class Space(str, Enum):
 
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME|PATH", help="See `volsam models list`.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where the network runs.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="auto|torch|openvino",
+        help="What computes the clicks of published 3D models on a CPU; auto is openvino where that is installed.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from volsam.cli.console import Steps
-from volsam.cli.options import Device, Model, Space
+from volsam.cli.options import Device, Engine, Model, Space
 
 Image = Annotated[Path, typer.Argument(metavar="IMAGE", help="NIfTI, NRRD, MetaImage, MGH, DICOM file or folder.")]
 Points = Annotated[
@@ -72,6 +72,7 @@ def segment(
     space: InSpace = Space.voxel,
     model: Model = None,
     device: Device = "auto",
+    engine: Engine = None,
     output: MaskFile = None,
     uncertainty: ProbabilityFile = None,
     preview: PictureFile = None,
@@ -95,6 +96,7 @@ def segment(
         space=space.value,
         model=model,
         device=device,
+        engine=engine,
         output=output,
         uncertainty=uncertainty,
         preview=preview,

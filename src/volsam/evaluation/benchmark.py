@@ -38,7 +38,8 @@ class Candidate:
     name: as printed; steps: calls of one round in their order, each under the name of its task; a task that comes
     several times is reported by their median. outputs: what the last round computed, by name, for comparison with the
     peer. peer: the name of the candidate that ratios are taken to, None for a reference; same: whether both have the
-    same weights and must agree. parameters: of the network, in millions.
+    same weights and must agree. parameters: of the network, in millions. ready: called, untimed, once the number of
+    threads is set. counted: the same steps on torch, where those that are timed cannot be counted.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Candidate:
     peer: str | None = None
     same: bool = False
     flags: tuple[str, ...] = ()
+    ready: Callable[[], object] = lambda: None
+    counted: Sequence[tuple[str, Callable[[], object]]] = ()
 
     @property
     def tasks(self) -> list[str]:
@@ -119,6 +122,8 @@ def measure(
     order = random.Random(seed)
     found = Pass(threads, {c.name: {task: [] for task in c.tasks} for c in candidates})
     try:
+        for candidate in candidates:
+            candidate.ready()
         for number in range(-warm_ups, rounds):
             progress(f"threads {threads}: " + (f"round {number + 1} of {rounds}" if number >= 0 else "warm-up"))
             for candidate in order.sample(list(candidates), len(candidates)):
@@ -181,7 +186,7 @@ def rehearse(candidates: Sequence[Candidate]) -> dict[str, dict[str, float]]:
     found = {}
     for candidate in candidates:
         operations: dict[str, list[int]] = {task: [] for task in candidate.tasks}
-        for task, call in candidate.steps:
+        for task, call in candidate.counted or candidate.steps:
             operations[task].append(flops(call))
         found[candidate.name] = {task: sum(some) / len(some) / 1e9 for task, some in operations.items()}
     return found

@@ -80,7 +80,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.system(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("volsam", "torch", "numpy")},
+        "versions": {name: _version(name) for name in ("volsam", "torch", "openvino", "numpy")},
         "commit": _commit(),
     }
     if device.startswith("cuda"):

@@ -21,7 +21,6 @@ from volsam.evaluation.published import sam as published
 from volsam.evaluation.published.ma_sam import segment_volume
 from volsam.evaluation.published.sam_adapter_3d import SamAdapter3D
 from volsam.models.prompt_encoder import PromptBatch
-from volsam.models.segmenter import Segmenter
 
 Image = NDArray[np.float32]
 
@@ -36,19 +35,19 @@ class Press:
 
 @dataclass(frozen=True)
 class Answer:
-    """mask: at the size of the input, on the host or the device; logits: the same before the threshold; fed: what the
-    next click is given.
+    """mask: at the size of the input, on the host or the device; logits: makes the same before the threshold, to
+    compare or to learn from; fed: what the next click is given.
     """
 
     mask: Tensor | NDArray[Any]
-    logits: Tensor
+    logits: Callable[[], Tensor]
     fed: Any
 
 
 class Promptable(Protocol):
     """One side of a promptable pair."""
 
-    network: nn.Module
+    network: Any
 
     def encode(self, image: Image) -> Any:
         """The costly step: (d h w) or, for slices, (h w)."""
@@ -60,9 +59,10 @@ class Promptable(Protocol):
         """What `encode` found, in the layout both sides share."""
 
 
-def device_of(network: nn.Module) -> torch.device:
-    """Where the weights are."""
-    return next(network.parameters()).device
+def device_of(network: Any) -> torch.device:
+    """Where a network computes: as it says, or where its weights are."""
+    said = getattr(network, "device", None)
+    return next(network.parameters()).device if said is None else said
 
 
 def packed(mask: Tensor) -> NDArray[np.uint8]:
@@ -106,8 +106,9 @@ class PublishedSam:
         logits, low_res = published.click(self.network, features, point, label, fed)
         if self.flat:
             mask = logits[0, 0] > 0
-            return Answer(mask.cpu().numpy() if to_host else mask, logits[0, 0], low_res)
-        return Answer(published.mask_on_host(logits) if to_host else logits[0, 0] > 0, logits[0, 0], low_res)
+            return Answer(mask.cpu().numpy() if to_host else mask, lambda: logits[0, 0], low_res)
+        found = published.mask_on_host(logits) if to_host else logits[0, 0] > 0
+        return Answer(found, lambda: logits[0, 0], low_res)
 
     def embedding(self, features: Tensor) -> Tensor:
         """(1 c *grid)."""
@@ -115,11 +116,16 @@ class PublishedSam:
 
 
 class OurSam:
-    """The same on `Segmenter`."""
+    """The same on `Segmenter`, or on what answers as one.
 
-    def __init__(self, network: Segmenter) -> None:
+    box: the bounds outside of which a mask coarser by so many voxels has nothing at full size: on a CPU a volume is
+    enlarged in there only, as a session does it.
+    """
+
+    def __init__(self, network: Any, box: Callable[[NDArray[np.bool_], int], Sequence[tuple[int, int]]]) -> None:
         self.network = network
         self.flat = network.config.encoder.image[0] == 1
+        self._box = box
 
     def encode(self, image: Image) -> Any:
         """`Features`."""
@@ -135,9 +141,21 @@ class OurSam:
         if fed is None and not self.flat:
             grid, strides = self.network.config.prompts.grid, self.network.config.prompts.mask_stride
             fed = torch.zeros(1, 1, *(n * s**2 for n, s in zip(grid, strides, strict=True)), device=device)
-        found = self.network.decode(features, PromptBatch(point, label, mask=fed))
-        logits = found.logits[0, 0, 0] if self.flat else found.logits[0, 0]
-        return Answer(to_mask(logits, to_host), logits, found.low_res)
+        low_res, _ = self.network.draft(features, PromptBatch(point, label, mask=fed))
+        size = features.image.shape[2:]
+
+        def logits() -> Tensor:
+            whole = self.network.refine(features, low_res, tuple(slice(0, edge) for edge in size))
+            return whole[0, 0, 0] if self.flat else whole[0, 0]
+
+        if self.flat or not to_host or device.type != "cpu":
+            enlarged = logits()
+            return Answer(to_mask(enlarged, to_host), lambda: enlarged, low_res)
+        coarse = low_res[0, 0].numpy()
+        part = tuple(slice(*bounds) for bounds in self._box(coarse > 0, size[0] // coarse.shape[0]))
+        mask = np.zeros(size, bool)
+        mask[part] = self.network.refine(features, low_res, part)[0, 0].numpy() > 0
+        return Answer(mask, logits, low_res)
 
     def embedding(self, features: Any) -> Tensor:
         """(1 c *grid)."""
@@ -166,8 +184,8 @@ class PublishedCrop:
         scores = self.network.decode(crop, levels, points)
         logits = scores[0, 1] - scores[0, 0]
         if not to_host:
-            return Answer(logits > 0, logits, None)
-        return Answer(scores.softmax(dim=1)[0, 1].cpu().numpy() > 0.5, logits, None)
+            return Answer(logits > 0, lambda: logits, None)
+        return Answer(scores.softmax(dim=1)[0, 1].cpu().numpy() > 0.5, lambda: logits, None)
 
     def embedding(self, features: Any) -> Tensor:
         """The deepest level, (1 c d h w)."""
@@ -189,7 +207,7 @@ class OurCrop:
         places = [press.voxel for press in presses]
         points = torch.tensor([places], dtype=torch.float32, device=features.embedding.device)
         logits = self.network.decode(features, points).logits[0, 0]
-        return Answer(to_mask(logits, to_host), logits, None)
+        return Answer(to_mask(logits, to_host), lambda: logits, None)
 
     def embedding(self, features: Any) -> Tensor:
         """The deepest level, (1 c d h w)."""
@@ -232,7 +250,7 @@ class Stacks:
             return logits
 
         classes = segment_volume(predict, in_colours(volume, device_of(self.network)), self._slices)
-        return Answer(classes.cpu().numpy(), first[0], None)
+        return Answer(classes.cpu().numpy(), lambda: first[0], None)
 
 
 class Slices:
@@ -245,4 +263,4 @@ class Slices:
     def segment(self, volume: Image) -> Answer:
         """The class of every pixel, at the resolution of the head."""
         logits = [self._predict(one[None]) for one in in_colours(volume, device_of(self.network))]
-        return Answer(torch.cat(logits).argmax(dim=1).cpu().numpy(), logits[0], None)
+        return Answer(torch.cat(logits).argmax(dim=1).cpu().numpy(), lambda: logits[0], None)

@@ -13,6 +13,7 @@ from torch import Tensor
 from volsam.data.preprocess import inside
 from volsam.geometry import Grid, resample
 from volsam.inference.model import Decoded, Kind, Logits, box_of
+from volsam.inference.openvino import OpenVinoSegmenter
 from volsam.models.features import Features, Prediction
 from volsam.models.prompt_encoder import NOT_A_POINT, PromptBatch
 from volsam.models.segmenter import Segmenter
@@ -35,10 +36,10 @@ class ClickModel:
     axes = "RAS"
     takes: frozenset[Kind] = frozenset({"click", "negative click", "mask"})
 
-    def __init__(self, network: Segmenter, name: str, device: str = "cpu") -> None:
+    def __init__(self, network: Segmenter | OpenVinoSegmenter, name: str, device: str = "cpu") -> None:
         self.name = name
         self.device = torch.device(device)
-        self.network = network.to(self.device).eval()
+        self.network = network.to(self.device).eval() if isinstance(network, Segmenter) else network
         self.edge = network.config.encoder.image[0]
         grid, strides = network.config.encoder.grid, network.config.prompts.mask_stride
         self.step = self.edge // (grid[0] * strides[0] ** 2)

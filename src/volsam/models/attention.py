@@ -383,7 +383,7 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b q c"]:
         b = query.shape[0]
         carried = self._carried(self.query(query), rearrange(self.key.weight, "(n e) c -> n e c", n=self.heads))
-        weights = (carried @ key.mT).softmax(dim=-1)
+        weights = (carried @ key.transpose(-2, -1)).softmax(dim=-1)
         read = rearrange(weights @ value, "b (n q) c -> n (b q) c", n=self.heads)
         read = read @ rearrange(self.value.weight, "(n e) c -> n c e", n=self.heads)
         return self.project(rearrange(read, "n (b q) e -> b q (n e)", b=b) + self.value.bias)
@@ -399,7 +399,7 @@ class Attention(nn.Module):
         keys = self.key(key)
         carried = self._carried(keys, rearrange(self.query.weight, "(n e) c -> n e c", n=self.heads))
         shift = self._carried(keys, rearrange(self.query.bias, "(n e) -> n e 1", n=self.heads))
-        logits = rearrange(torch.baddbmm(shift, carried, query.mT), "b (n k) q -> b n k q", n=self.heads)
+        logits = rearrange(torch.baddbmm(shift, carried, query.transpose(-2, -1)), "b (n k) q -> b n k q", n=self.heads)
         if absent is not None:
             logits = logits.masked_fill(rearrange(absent, "b k -> b 1 k 1"), -torch.inf)
         weights = logits.softmax(dim=2)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from volsam.models.attention import GridAttention, PositionBias, Shape, Tokens
-from volsam.models.fused import linear_gelu
+from volsam.models.fused import PackedLinear, linear_gelu
 from volsam.models.sparse_attention import ColumnAttention, DilatedAttention, Order
 
 Image: TypeAlias = Float[Tensor, "b c d h w"]
@@ -230,7 +230,7 @@ class MLP(nn.Module):
     def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b e"]:
         """Widths from the first to the last."""
         for layer in self.layers[:-1]:
-            if self.activation is F.gelu and type(layer) is nn.Linear:
+            if self.activation is F.gelu and (isinstance(layer, PackedLinear) or type(layer) is nn.Linear):
                 x = linear_gelu(x, layer.weight, layer.bias)
             else:  # another activation, or a layer that an adapter has changed
                 x = self.activation(layer(x))

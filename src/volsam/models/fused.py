@@ -1,10 +1,10 @@
-"""Two layers as one step, where the machine has such a step."""
+"""Layers for use on a CPU: steps that are one where the machine has such a step, weights in the order it reads them."""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -16,16 +16,45 @@ def linear_gelu(
     On a CPU bias and activation are applied while the product is still in the cache, by a kernel of oneDNN that
     torch's own compiler uses too; it knows neither gradients nor mixed precision, for which two steps are taken.
     """
-    if _has_kernel() and _is_plain(x, weight):
+    if weight.is_mkldnn or (_has_kernel() and _is_plain(x, weight)):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
     return F.gelu(F.linear(x, weight, bias))
 
 
+class PackedLinear(nn.Module):
+    """`nn.Linear` for use alone on a CPU: `weight` lies in the blocks in which oneDNN's product reads it.
+
+    A large product takes a tenth to a fifth less time so. The weight cannot be trained, moved or saved any more.
+
+    rows: how many vectors usually come at once, by which the blocks are chosen; any number may come.
+    """
+
+    def __init__(self, linear: nn.Linear, rows: int) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b e"]:
+        """`x Wᵀ + bias`, without gradients."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+def pack(network: nn.Module, rows: int) -> None:
+    """Replace the plain linear layers of a network by packed ones, in place, where there is a kernel for them."""
+    for name, layer in list(network.named_children()):
+        if type(layer) is not nn.Linear:
+            pack(layer, rows)
+        elif _has_kernel() and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32:
+            setattr(network, name, PackedLinear(layer, rows))
+
+
 def _is_plain(x: Tensor, weight: Tensor) -> bool:
     exact = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    return exact and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    used_otherwise = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing()
+    return exact and not used_otherwise
 
 
 def _has_kernel() -> bool:
     """It is a detail of torch that may go or change its name; nothing here depends on it."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    names = ("_linear_pointwise", "_reorder_linear_weight")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)

@@ -95,7 +95,7 @@ class MaskHead(nn.Module):
             absent = F.pad(repeat(absent.expand(batch, -1), "b t -> (b k) t", k=classes), (asking.shape[1], 0))
         tokens, image = self.transformer(tokens, image, rearrange(position, "d h w c -> 1 (d h w) c"), absent)
         wanted = [network(tokens[:, 1 + index]) for index, network in list(enumerate(self.weights))[chosen]]
-        masks = torch.stack(wanted, dim=1) @ rearrange(self.upscaling(image), "b l s c -> b (l s) c").mT
+        masks = torch.stack(wanted, dim=1) @ rearrange(self.upscaling(image), "b l s c -> b (l s) c").transpose(-2, -1)
         d, h, w, _ = position.shape
         masks, quality = self.upscaling.unfold(masks, (d, h, w)), self.quality(tokens[:, 0])[:, chosen]
         masks = rearrange(masks, "(b k) n z y x -> b (k n) z y x", k=classes)

@@ -45,6 +45,7 @@ def memory(asked: dict[str, Any]) -> dict[str, float]:
         volume=tuple(asked["volume"]) if asked["volume"] else None,
         dtype=asked["dtype"],
         checkout=Checkout(Path(asked["against"])) if asked["against"] else None,
+        engine=asked.get("engine", "torch"),
     )
     if name == compared.OWN:
         candidate = suites.own(suite, settings)[0]
@@ -53,6 +54,7 @@ def memory(asked: dict[str, Any]) -> dict[str, float]:
         checkout = settings.checkout if which == "published" else None
         sides = compared.alone(pair, which, suites.edge_of(pair, settings), checkout=checkout)
         candidate = suites.candidate(suite, sides, which, settings)
+    candidate.ready()
     for _, call in candidate.steps[:2]:
         call()
     if not settings.device.startswith("cuda"):

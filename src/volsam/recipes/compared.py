@@ -26,6 +26,7 @@ from volsam.evaluation.sides import (
     Slices,
     Stacks,
 )
+from volsam.inference.model import box_of
 from volsam.recipes.family import Described, built, fill, load_families
 from volsam.recipes.fixture import weight
 
@@ -173,16 +174,14 @@ def under_family_names(pair: Pair, tensors: dict[str, Tensor]) -> dict[str, Tens
 # --- sides ---------------------------------------------------------------------------------------------------------
 
 
-def promptable(network: nn.Module, pair: Pair, which: Which) -> Promptable:
+def promptable(network: Any, pair: Pair, which: Which) -> Promptable:
     """One side of a pair that answers clicks."""
-    side: Any = {
-        ("crop", "ours"): OurCrop,
-        ("crop", "published"): PublishedCrop,
-    }.get((pair.kind, which), OurSam if which == "ours" else PublishedSam)
-    return side(network)
+    if pair.kind == "crop":
+        return OurCrop(network) if which == "ours" else PublishedCrop(network)
+    return OurSam(network, box_of) if which == "ours" else PublishedSam(network)
 
 
-def automatic(network: nn.Module, pair: Pair, which: Which) -> Automatic:
+def automatic(network: Any, pair: Pair, which: Which) -> Automatic:
     """One side of a pair without prompts."""
     if pair.kind == "stack":
         if which == "ours":  # stacks are volumes here: (1 3 slices h w)

@@ -65,9 +65,9 @@ class Family:
     name: what a user types and a card says; title: what it is called in its paper; source: the paper; licence: of the
     released weights; prompts: kinds it takes, none for an automatic one; recognises: whether described weights are of
     this family; build: the network they need, with weights of its own; convert: tensors from original names and ranks
-    to ours, unknown names kept as they are; compute: every array that a fixture records; engine: a filled network
-    behind the interface of a session, None for an automatic family; automatic: a filled network that labels volumes by
-    itself, None for a promptable family.
+    to ours, unknown names kept as they are; compute: every array that a fixture records; engine: a filled network, or
+    what `volsam.recipes.engine` made of it, behind the interface of a session, None for an automatic family; automatic:
+    the same of one that labels volumes by itself, None for a promptable family.
     """
 
     name: str
@@ -79,8 +79,8 @@ class Family:
     build: Callable[[Described], nn.Module]
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
     compute: Callable[[nn.Module, Fixture], Mapping[str, Tensor]]
-    engine: Callable[[nn.Module, str, str], Model] | None = None
-    automatic: Callable[[nn.Module, str, str], AutomaticModel] | None = None
+    engine: Callable[[Any, str, str], Model] | None = None
+    automatic: Callable[[Any, str, str], AutomaticModel] | None = None
 
 
 families: Registry[Family] = Registry("family of networks")

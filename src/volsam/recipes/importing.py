@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from volsam.errors import BadFile, BadInput, NotSupported
 from volsam.recipes import ma_sam, runs, store, volsam_s
 from volsam.recipes.checkpoint import Checkpoint, filled, read_checkpoint, require_finite, sizes_fit
+from volsam.recipes.engine import no_engine, prepared
 from volsam.recipes.family import Described, Family, family_of, load_families
 
 if TYPE_CHECKING:
@@ -172,19 +173,24 @@ def recognised(
     return Recognised(family, variant, tensors, computed, network, origins, note)
 
 
-def load(name_or_path: str, device: str) -> Model:
+def load(name_or_path: str, device: str, engine: str | None = None) -> Model:
     """A stored model, a file of weights that is used without being stored, or the folder of a training run, behind the
     interface of a session.
     """
     if runs.is_run(name_or_path):
+        if engine == "openvino":
+            raise no_engine(name_or_path)
         trained = runs.load_run(name_or_path, device)
         if runs.is_automatic(trained):
             raise NotSupported(f"{name_or_path} was trained to be automatic and takes no clicks: use `volsam predict`")
         return cast("Model", trained)
     found = _found(name_or_path)
     if isinstance(found, Checkpoint):
+        if engine == "openvino":
+            raise no_engine(name_or_path)
         return volsam_s.build_from(found.tensors, found.where, device)
-    return _ready(*found, device)
+    family, network, name, variant = found
+    return _ready(family, prepared(network, name, device, engine), name, variant, device)
 
 
 def load_automatic(name_or_path: str, device: str) -> AutomaticModel | None:
@@ -196,7 +202,7 @@ def load_automatic(name_or_path: str, device: str) -> AutomaticModel | None:
     if isinstance(found, Checkpoint):
         return None
     family, network, name, _ = found
-    return None if family.automatic is None else family.automatic(network, name, device)
+    return None if family.automatic is None else family.automatic(prepared(network, name, device), name, device)
 
 
 def _found(name_or_path: str) -> Checkpoint | tuple[Family, nn.Module, str, str | None]:

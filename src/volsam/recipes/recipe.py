@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from volsam.errors import BadFile, BadInput
+from volsam.recipes.engine import no_engine
 from volsam.registry import Registry
 
 if TYPE_CHECKING:
@@ -52,10 +53,13 @@ class Recipe:
 recipes: Registry[Recipe] = Registry("model")
 
 
-def load_model(name_or_path: str | os.PathLike[str] | None = None, *, device: str = "auto") -> Model:
+def load_model(
+    name_or_path: str | os.PathLike[str] | None = None, *, device: str = "auto", engine: str | None = None
+) -> Model:
     """A model ready for a `Session`: the embedded default, a name from `volsam models list`, or a file of weights.
 
-    device: "auto" (cuda, then mps, then cpu), or one of them.
+    device: "auto" (cuda, then mps, then cpu), or one of them. engine: "auto", "torch" or "openvino"; if None, what
+    VOLSAM_ENGINE says, else "auto": OpenVINO for the clicks of published 3D models on a CPU, where it is installed.
     """
     import volsam.recipes.volsam_s  # noqa: F401  registers itself
 
@@ -63,10 +67,12 @@ def load_model(name_or_path: str | os.PathLike[str] | None = None, *, device: st
     if wanted not in recipes:
         from volsam.recipes.importing import load
 
-        return load(wanted, choose_device(device))
+        return load(wanted, choose_device(device), engine)
     recipe = recipes[wanted]
     if recipe.weights is None or not recipe.weights.is_file():
         raise BadFile(f"the weights of {recipe.name} are missing from this installation: run `volsam doctor`")
+    if engine == "openvino":
+        raise no_engine(recipe.name)
     return recipe.build(recipe.weights, choose_device(device))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
+from volsam.inference.openvino import OpenVinoSegmenter
 from volsam.inference.volumes import ClickModel
 from volsam.models.original_names import from_original
 from volsam.models.segmenter import Segmenter
@@ -16,9 +17,9 @@ def attends_everywhere(described: Described) -> bool:
     return "image_encoder.blocks.0.attn.qkv.weight" in described.shapes
 
 
-def click_model(network: nn.Module, name: str, device: str) -> ClickModel:
+def click_model(network: Any, name: str, device: str) -> ClickModel:
     """The network behind a session."""
-    assert isinstance(network, Segmenter)
+    assert isinstance(network, Segmenter | OpenVinoSegmenter)
     return ClickModel(network, name, device)
 
 

@@ -29,10 +29,12 @@ from volsam.evaluation.benchmark import Candidate, Outputs
 from volsam.evaluation.published.checkout import Checkout
 from volsam.evaluation.sides import Answer, Automatic, Image, Press, Promptable
 from volsam.geometry import Grid
+from volsam.inference.openvino import OpenVinoSegmenter
 from volsam.inference.session import Session
 from volsam.prompts import Click
 from volsam.recipes import compared
 from volsam.recipes.compared import OWN, OWN_PEER, Built, Pair, Which
+from volsam.recipes.engine import Engine, prepared
 from volsam.recipes.recipe import load_model
 from volsam.volume import Volume
 
@@ -65,7 +67,8 @@ class Settings:
 
     size: edge of the cubes, None for each network's own; volume: (d h w) of the volume suite; dtype: of ours, the
     published networks run in float32 as released; against: a checkout that takes the place of references, or the name
-    of the one published network that all are compared with.
+    of the one published network that all are compared with; engine: of our clicks, where
+    a network can have another than torch.
     """
 
     device: str = "cpu"
@@ -74,6 +77,7 @@ class Settings:
     dtype: Dtype = "fp32"
     checkout: Checkout | None = None
     against: str | None = None
+    engine: Engine = "torch"
     seed: int = 0
 
 
@@ -134,13 +138,19 @@ def candidate(suite: Suite, sides: Built, which: Which, settings: Settings) -> C
     network = sides.ours if which == "ours" else sides.published
     assert network is not None
     network.to(settings.device).requires_grad_(suite == "train")
-    run = Running(network, sides.pair, which, settings)
-    make = {"click": run.clicks, "encode": run.encoding, "volume": run.volumes, "train": run.training}[suite]
-    steps, outputs = make()
     name = sides.pair.name if which == "ours" else published_name(sides.pair.name)
     # The codes of FacT and the like are shared: every weight counts once.
     count = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    return Candidate(name, steps, count, outputs, flags=(settings.dtype,) if run.mixed else ())
+    used: Any = network
+    if which == "ours" and suite != "train" and settings.dtype == "fp32":
+        used = prepared(network, name, settings.device, "auto" if settings.engine == "openvino" else "torch")
+    run = Running(used, sides.pair, which, settings)
+    steps, outputs = run.steps(suite)
+    found = Candidate(name, steps, count, outputs, flags=(settings.dtype,) if run.mixed else ())
+    if isinstance(used, OpenVinoSegmenter):
+        counted, _ = Running(used.segmenter, sides.pair, which, settings).steps(suite)
+        found = replace(found, flags=("openvino",), ready=used.ready, counted=counted)
+    return found
 
 
 Steps = tuple[list[tuple[str, Callable[[], object]]], Callable[[], Outputs]]
@@ -149,11 +159,16 @@ Steps = tuple[list[tuple[str, Callable[[], object]]], Callable[[], Outputs]]
 class Running:
     """One side at work on the same input as the other."""
 
-    def __init__(self, network: nn.Module, pair: Pair, which: Which, settings: Settings) -> None:
+    def __init__(self, network: Any, pair: Pair, which: Which, settings: Settings) -> None:
         self.network, self.pair, self.which, self.settings = network, pair, which, settings
         self.edge = edge_of(pair, settings)
         self.mixed = which == "ours" and settings.dtype == "bf16"
         self.kept: dict[str, Any] = {}
+
+    def steps(self, suite: Suite) -> Steps:
+        """The calls of one round of a suite."""
+        make = {"click": self.clicks, "encode": self.encoding, "volume": self.volumes, "train": self.training}
+        return make[suite]()
 
     def precision(self) -> AbstractContextManager[Any]:
         """Ours in the wanted one, the published network as released."""
@@ -170,7 +185,7 @@ class Running:
                     self.kept = {"features": side.encode(image), "fed": None}
                 answer = side.click(self.kept["features"], presses[:count], self.kept["fed"], to_host)
             self.kept["fed"] = answer.fed
-            self.kept["first" if count == 1 else "last"] = answer.logits
+            self.kept["first" if count == 1 else "last"] = answer
 
         ways = [("", not self.settings.device.startswith("cuda"))]
         if self.settings.device.startswith("cuda"):
@@ -180,12 +195,18 @@ class Running:
             for count in range(1, CLICKS + 1):
                 task = ("click.cold" if count == 1 else "click.warm") + suffix
                 steps.append((task, partial(press, count, to_host)))
-        return steps, lambda: {
-            "first": self.kept["first"],
-            "last": self.kept["last"],
-            "first mask": (self.kept["first"] > 0).cpu().numpy(),
-            "last mask": (self.kept["last"] > 0).cpu().numpy(),
-        }
+        return steps, self._answers
+
+    def _answers(self) -> Outputs:
+        """Of the first and the last click of a round; masks as they came, unless bits or a device hold them."""
+        found: Outputs = {}
+        with torch.no_grad():
+            for name in ("first", "last"):
+                answer: Answer = self.kept[name]
+                found[name] = logits = answer.logits()
+                plain = isinstance(answer.mask, np.ndarray) and answer.mask.dtype == bool
+                found[f"{name} mask"] = answer.mask if plain else (logits > 0).cpu().numpy()
+        return found
 
     def encoding(self) -> Steps:
         """The embedding alone."""
@@ -208,7 +229,7 @@ class Running:
                 self.kept["answer"] = segment(volume)
 
         return [("volume", run)], lambda: {
-            "logits": self.kept["answer"].logits,
+            "logits": self.kept["answer"].logits(),
             "classes": np.asarray(self.kept["answer"].mask),
         }
 
@@ -223,7 +244,7 @@ class Running:
         def segment(volume: Image) -> Answer:
             answers = [side.click(side.encode(one), presses, None) for one in volume]
             masks = np.stack([np.asarray(answer.mask) for answer in answers])
-            return Answer(masks, torch.stack([answer.logits for answer in answers]), None)
+            return Answer(masks, lambda: torch.stack([answer.logits() for answer in answers]), None)
 
         return segment
 
@@ -237,7 +258,7 @@ class Running:
         def step() -> None:
             optimiser.zero_grad(set_to_none=True)
             with self.precision():
-                logits = side.click(side.encode(image), presses, None, to_host=False).logits
+                logits = side.click(side.encode(image), presses, None, to_host=False).logits()
             loss = overlap_loss(logits.float(), target)
             loss.backward()
             optimiser.step()

@@ -1,0 +1,79 @@
+"""What computes a network on this machine: torch, or OpenVINO beside it for clicks on a CPU."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from volsam.errors import BadInput, NotSupported
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Engine = Literal["torch", "openvino"]
+
+ENGINE_VARIABLE = "VOLSAM_ENGINE"
+"""Where an engine is named for all commands."""
+
+
+def choose_engine(wanted: str | None, device: str) -> Engine:
+    """The engine that "auto" means on a device, or the wanted one; None asks the environment.
+
+    OpenVINO if it is installed and the device is a CPU. Refused if it was asked for and cannot be had.
+    """
+    wanted = _wanted(wanted)
+    on_cpu = device.split(":")[0] == "cpu"
+    if wanted == "openvino":
+        if not on_cpu:
+            raise BadInput(f"the engine openvino runs on a CPU, and the device is {device}: take --device cpu")
+        from volsam.inference.openvino import openvino
+
+        openvino()
+    if wanted == "auto":
+        return "openvino" if on_cpu and find_spec("openvino") is not None else "torch"
+    return cast(Engine, wanted)
+
+
+def prepared(network: nn.Module, name: str, device: str, wanted: str | None = None) -> Any:
+    """A filled network as it answers fastest on a device; it cannot be trained or saved any more.
+
+    On a CPU the weights of encoders are packed, and a 3D `Segmenter` becomes an `OpenVinoSegmenter` if that is the
+    engine. Refused if OpenVINO is `wanted` by name for another network.
+    """
+    from volsam.models.encoder import Encoder
+    from volsam.models.fused import pack
+    from volsam.models.segmenter import Segmenter
+
+    engine = choose_engine(wanted, device)
+    clicks = type(network) is Segmenter and network.config.encoder.image[0] > 1
+    if wanted == "openvino" and not clicks:
+        raise no_engine(name)
+    if device.split(":")[0] != "cpu":
+        return network
+    for part in network.modules():
+        if isinstance(part, Encoder):
+            pack(part, prod(part.config.grid))
+    if not clicks or engine == "torch":
+        return network
+    from volsam.inference.openvino import OpenVinoSegmenter
+    from volsam.recipes.store import home
+
+    return OpenVinoSegmenter(cast(Segmenter, network), home() / "openvino")
+
+
+def no_engine(name: str) -> NotSupported:
+    """That a network has no other engine than torch."""
+    return NotSupported(
+        f"{name} runs on torch alone; the engine openvino is for the clicks of SAM-Med3D and FastSAM3D: take the "
+        "engine auto or torch"
+    )
+
+
+def _wanted(given: str | None) -> str:
+    found = given or os.environ.get(ENGINE_VARIABLE) or "auto"
+    if found not in ("auto", "torch", "openvino"):
+        where = "--engine" if given else ENGINE_VARIABLE
+        raise BadInput(f"{where} is auto, torch or openvino, got {found!r}")
+    return found
