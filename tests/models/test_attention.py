@@ -241,3 +241,18 @@ def test_attention_between_lists_is_a_softmax_over_the_keys() -> None:
     )
     out = (q @ k.mT / math.sqrt(6 // HEADS)).softmax(-1) @ v
     assert_close(attention(query, key, value), attention.project(rearrange(out, "b n l c -> b l (n c)")))
+
+
+@pytest.mark.parametrize("bias", ["aligned", "published"])
+def test_a_window_of_very_many_logits_is_read_in_rows(bias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    attention = GridAttention(12, 2, (0, 0, 0), (4, 4, 4), bias=bias).eval()
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(2, 4, 4, 4, 12)
+    with torch.no_grad():
+        expected = attention(x)
+        for rows in (1, 2, 3):
+            monkeypatch.setattr("volsam.models.attention.LOGITS_AT_ONCE", rows * 2 * 4 * 4 * 64)
+            assert attention._rows_at_once(torch.zeros(1, 2, 4, 4, 4, 6)) == rows
+            assert_close(attention(x), expected, rtol=0, atol=1e-6)

@@ -37,8 +37,8 @@ PositionBias: TypeAlias = Literal["aligned", "published"]
 
 Box: TypeAlias = tuple[slice, slice, slice]
 
-# Logits that are made in one step on a CPU, 16 MB of them: those of all windows of a large grid are gigabytes, which
-# is slower, too, since memory must be had and filled anew for every sum.
+# Logits that are made in one step on a CPU, 16 MB of them: those of all windows of a large grid, or of a whole slice of
+# SAM, are gigabytes, which is slower, too, since memory must be had and filled anew for every sum.
 LOGITS_AT_ONCE = 2**22
 
 
@@ -127,7 +127,12 @@ class GridAttention(nn.Module):
         extent: Shape = (q.shape[2], q.shape[3], q.shape[4])
         keys, values = (rearrange(part, "b n d h w c -> b n (d h w) c") for part in (k, v))
         if filled is None or extent == window:
-            logits = self._between(self._position_bias(q, None, window), extent) if self.tables else None
+            bias = self._position_bias(q, None, window) if self.tables else None
+            step = self._rows_at_once(q)
+            rows = [slice(start, start + step) for start in range(0, extent[1], step)]
+            biases = (None if bias is None else self._between(bias.of_rows(some), extent) for some in rows)
+            read = [_read(q[:, :, :, some], keys, values, made) for some, made in zip(rows, biases, strict=True)]
+            together = read[0] if len(read) == 1 else torch.cat(read, dim=3)
         else:
             q0, k0, v0 = rearrange(filled, "(part n c) -> part n c", part=3, n=self.heads)
             bias = self._position_bias(q, q0, window)
@@ -141,10 +146,15 @@ class GridAttention(nn.Module):
                 logits[..., -1:] = fold
             keys = torch.cat([keys, repeat(k0, "n c -> b n 1 c", b=k.shape[0])], dim=2)
             values = torch.cat([values, repeat(v0, "n c -> b n 1 c", b=v.shape[0])], dim=2)
-        # Under mixed precision the sums of exponentials run in float32, the logits must be what the queries are.
-        mask = None if logits is None else logits.to(q.dtype)
-        out = F.scaled_dot_product_attention(rearrange(q, "b n d h w c -> b n (d h w) c"), keys, values, attn_mask=mask)
-        return rearrange(out, "b n l c -> b l (n c)")
+            together = _read(q, keys, values, logits)
+        return rearrange(together, "b n d h w c -> b (d h w) (n c)")
+
+    def _rows_at_once(self, q: Float[Tensor, "b n d h w c"]) -> int:
+        """Of a window whose logits alone are too many for one step on a CPU only so many rows of queries; else all."""
+        _, n, d, h, w, _ = q.shape
+        if q.device.type != "cpu" or torch.is_grad_enabled():
+            return h
+        return max(1, min(h, LOGITS_AT_ONCE // (n * d * w * d * h * w)))
 
     def _position_bias(
         self, q: Float[Tensor, "b n d h w c"], q0: Float[Tensor, "n c"] | None, window: Shape
@@ -159,6 +169,19 @@ class GridAttention(nn.Module):
     ) -> Float[Tensor, "b n q k"]:
         place = None if out is None else out.unflatten(-1, extent).unflatten(2, extent)
         return rearrange(bias.between(extent, place), "b n d h w z y x -> b n (d h w) (z y x)")
+
+
+def _read(
+    q: Float[Tensor, "b n d h w c"],
+    keys: Float[Tensor, "b n k c"],
+    values: Float[Tensor, "b n k c"],
+    bias: Float[Tensor, "b n q k"] | None,
+) -> Float[Tensor, "b n d h w c"]:
+    """What queries collect."""
+    # Under mixed precision the sums of exponentials run in float32, the logits must be what the queries are.
+    mask = None if bias is None else bias.to(q.dtype)
+    out = F.scaled_dot_product_attention(rearrange(q, "b n d h w c -> b n (d h w) c"), keys, values, attn_mask=mask)
+    return out.unflatten(2, q.shape[2:5])
 
 
 # --- tiles: parts of the grid whose windows hold equally many real tokens ----------------------------------
@@ -253,6 +276,10 @@ class AlignedBias:
     height: Float[Tensor, "b n d h w y"]
     width: Float[Tensor, "b n d h w x"]
 
+    def of_rows(self, rows: slice) -> "AlignedBias":
+        """That of some rows of queries."""
+        return AlignedBias(self.depth[:, :, :, rows], self.height[:, :, :, rows], self.width[:, :, :, rows])
+
     def between(self, extent: Shape, out: Tensor | None = None) -> Float[Tensor, "b n d h w kd kh kw"]:
         """The bias of every query for the real keys, written to `out` if that is given."""
         d, h, w = extent
@@ -295,6 +322,10 @@ class MixedBias:
     own: Float[Tensor, "b n d h w x"]
     by_depth: Float[Tensor, "b n d h z x"]
     by_height: Float[Tensor, "b n d h y x"]
+
+    def of_rows(self, rows: slice) -> "MixedBias":
+        """That of some rows of queries."""
+        return MixedBias(self.own[:, :, :, rows], self.by_depth[:, :, :, rows], self.by_height[:, :, :, rows])
 
     def between(self, extent: Shape, out: Tensor | None = None) -> Float[Tensor, "b n d h w kd kh kw"]:
         """The bias of every query for the real keys, written to `out` if that is given."""

@@ -39,9 +39,10 @@ def choose_engine(wanted: str | None, device: str) -> Engine:
 def prepared(network: nn.Module, name: str, device: str, wanted: str | None = None) -> Any:
     """A filled network as it answers fastest on a device; it cannot be trained or saved any more.
 
-    On a CPU the weights of encoders are packed, and a 3D `Segmenter` becomes an `OpenVinoSegmenter` if that is the
-    engine. Refused if OpenVINO is `wanted` by name for another network.
+    On a CPU changes of low rank go into the weights of encoders, these are packed, and a 3D `Segmenter` becomes an
+    `OpenVinoSegmenter` if that is the engine. Refused if OpenVINO is `wanted` by name for another network.
     """
+    from volsam.adapters.lowrank import fold
     from volsam.models.encoder import Encoder
     from volsam.models.fused import pack
     from volsam.models.segmenter import Segmenter
@@ -54,6 +55,7 @@ def prepared(network: nn.Module, name: str, device: str, wanted: str | None = No
         return network
     for part in network.modules():
         if isinstance(part, Encoder):
+            fold(part)
             pack(part, prod(part.config.grid))
     if not clicks or engine == "torch":
         return network

@@ -1,0 +1,84 @@
+"""Every published network at its full size: random weights under the original's names are imported, kept, loaded again
+and asked. Nothing is downloaded, and nothing of what comes out is looked at but its grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from volsam import Click, Session, Volume, load_model
+from volsam.evaluation.published.ma_sam import MaSam
+from volsam.recipes import compared
+from volsam.recipes.importing import import_checkpoint, load_automatic
+
+pytestmark = pytest.mark.slow
+
+HUGE = {"width": 1280, "depth": 32, "heads": 16, "wide": (7, 15, 23, 31)}
+"""SAM's ViT-H."""
+
+
+def random_file(build: Callable[[], nn.Module], path: Path, pair: compared.Pair | None = None) -> int:
+    """A file of random weights as the original has them; returns how many numbers they are."""
+    with torch.device("meta"):
+        shapes = {name: tensor for name, tensor in build().state_dict().items() if not name.endswith("attn_mask")}
+    g = torch.Generator().manual_seed(0)
+    tensors: dict[str, Tensor] = {
+        name: torch.empty(tensor.shape).normal_(std=0.02, generator=g) for name, tensor in shapes.items()
+    }
+    if pair is not None:
+        tensors = compared.under_family_names(pair, tensors)
+    torch.save(tensors, path)
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def one_slice(volume: Volume) -> Volume:
+    return Volume(volume.data[..., 14:15], volume.grid.crop((0, 0, 14), (*volume.grid.shape[:2], 15)), "one slice")
+
+
+@pytest.mark.parametrize("name", ["fastsam3d", "sam-med3d", "sam-med2d", "3dsam-adapter"])
+def test_a_promptable_network_answers_a_click(
+    name: str, a_home: Path, tmp_path: Path, a_small_ct: Volume, a_click: Click
+) -> None:
+    pair = compared.PAIRS[name]
+    path = tmp_path / f"{name}-kits.pth"  # 3DSAM-adapter asks for a name that tells the task
+    random_file(lambda: pair.build(pair.size), path, pair)
+    model = import_checkpoint(path)
+    path.unlink()
+    assert model.card.family == pair.family
+    volume = one_slice(a_small_ct) if pair.kind == "slice" else a_small_ct
+    session = Session(load_model(model.name, device="cpu"), volume)
+    session.add(a_click)
+    assert session.mask.grid == volume.grid
+    assert session.quality is not None
+    assert np.isfinite(session.quality)
+
+
+def test_autosam_labels_a_slice(a_home: Path, tmp_path: Path, a_small_ct: Volume) -> None:
+    pair = compared.PAIRS["autosam"]
+    random_file(lambda: pair.build(pair.size), tmp_path / "autosam.pth")
+    labels_a_slice(tmp_path / "autosam.pth", one_slice(a_small_ct), classes=14)
+
+
+def test_ma_sam_on_the_largest_sam_labels_a_slice(a_home: Path, tmp_path: Path, a_small_ct: Volume) -> None:
+    """730 million weights, 2.9 GB: the file is written, kept and loaded again before the network runs."""
+    path = tmp_path / "ma-sam-h.pth"
+    count = random_file(lambda: MaSam(**HUGE), path)
+    assert count > 730e6
+    labels_a_slice(path, one_slice(a_small_ct), classes=13)
+
+
+def labels_a_slice(path: Path, volume: Volume, classes: int) -> None:
+    model = import_checkpoint(path)
+    path.unlink()
+    automatic = load_automatic(model.name, "cpu")
+    assert automatic is not None
+    labels = automatic.segment(volume)
+    assert labels.grid == volume.grid
+    assert len(automatic.labels) == classes
+    assert labels.data.max() < classes
