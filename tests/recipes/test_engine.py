@@ -13,7 +13,7 @@ from volsam.inference.volumes import ClickModel
 from volsam.models.fused import PackedLinear
 from volsam.models.segmenter import Segmenter
 from volsam.recipes import engine
-from volsam.recipes.engine import ENGINE_VARIABLE, choose_engine, prepared
+from volsam.recipes.engine import ENGINE_VARIABLE, PLAIN, choose_engine, prepared
 from volsam.recipes.family import fill, load_families
 from volsam.recipes.fixture import read_fixture
 from volsam.recipes.importing import import_checkpoint
@@ -88,6 +88,13 @@ def test_on_another_device_nothing_is_packed() -> None:
     network = a_network()
     assert prepared(network, "mine", "cuda") is network
     assert not any(isinstance(layer, PackedLinear) for layer in network.modules())
+
+
+def test_a_network_that_is_to_learn_stays_as_it_is() -> None:
+    network = a_network()
+    before = set(network.state_dict())
+    assert prepared(network, "mine", "cpu", PLAIN) is network
+    assert set(network.state_dict()) == before
 
 
 def test_the_default_model_says_that_it_has_no_other_engine() -> None:

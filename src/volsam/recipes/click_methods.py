@@ -23,6 +23,7 @@ from volsam.models.features import Features
 from volsam.models.mask_head import HeadConfig
 from volsam.models.prompt_encoder import PromptConfig
 from volsam.models.segmenter import Segmenter, SegmenterConfig
+from volsam.recipes.engine import PLAIN
 from volsam.recipes.family import fill, load_families
 from volsam.recipes.method import Method, Show, Weights, augment_of, methods, plan_of
 from volsam.recipes.recipe import load_model
@@ -185,7 +186,7 @@ def model(network: nn.Module, plan: Plan, config: ClicksConfig, name: str, devic
 
 def teacher_of(name: str, taps: tuple[int, ...] = ()) -> Segmenter:
     """A promptable 3D model's network, on the CPU, keeping the tokens of some blocks."""
-    found = load_model(name, device="cpu")
+    found = load_model(name, device="cpu", engine=PLAIN)
     network = getattr(found, "network", None)
     if not isinstance(network, Segmenter) or network.config.encoder.image[0] == 1:
         raise BadInput(
@@ -222,7 +223,7 @@ def sizes_of_teacher(given: Mapping[str, Any], init: str | None) -> dict[str, An
         return sizes_of_init(given, init)
     depth, still = int(given.get("depth", 6)), int(given.get("still", 2))
     sizes = student_of(teacher_of(name).config, depth, still, given.get("heads"), str(given.get("sparse", "none")))
-    spacing = getattr(load_model(name, device="cpu"), "spacing", ClickModel.spacing)
+    spacing = getattr(load_model(name, device="cpu", engine=PLAIN), "spacing", ClickModel.spacing)
     return {"spacing": spacing, **given, "sizes": sizes.model_dump(mode="json")}
 
 
