@@ -7,7 +7,6 @@ for clicks and image. A student whose teacher has them takes them over, since it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,13 +23,15 @@ from volsam.models.features import Features
 from volsam.models.mask_head import HeadConfig
 from volsam.models.prompt_encoder import PromptConfig
 from volsam.models.segmenter import Segmenter, SegmenterConfig
+from volsam.recipes.engine import PLAIN
 from volsam.recipes.family import fill, load_families
 from volsam.recipes.method import Method, Show, Weights, augment_of, methods, plan_of
+from volsam.recipes.recipe import load_model
 from volsam.training.clicks import ClickTask
 from volsam.training.config import TrainConfig
 from volsam.training.distill import EMBEDDING, DistillTask, pairs_of
 from volsam.training.items import Items, Patches
-from volsam.training.run import Plan, RunFolder
+from volsam.training.run import Plan
 from volsam.volume import Volume
 
 
@@ -185,9 +186,8 @@ def model(network: nn.Module, plan: Plan, config: ClicksConfig, name: str, devic
 
 def teacher_of(name: str, taps: tuple[int, ...] = ()) -> Segmenter:
     """A promptable 3D model's network, on the CPU, keeping the tokens of some blocks."""
-    from volsam.recipes.importing import plain_network
-
-    network = plain_network(name)
+    found = load_model(name, device="cpu", engine=PLAIN)
+    network = getattr(found, "network", None)
     if not isinstance(network, Segmenter) or network.config.encoder.image[0] == 1:
         raise BadInput(
             f"--teacher {name}: a student of FastSAM3D learns from SAM-Med3D or a network like it, and this is none"
@@ -223,9 +223,7 @@ def sizes_of_teacher(given: Mapping[str, Any], init: str | None) -> dict[str, An
         return sizes_of_init(given, init)
     depth, still = int(given.get("depth", 6)), int(given.get("still", 2))
     sizes = student_of(teacher_of(name).config, depth, still, given.get("heads"), str(given.get("sparse", "none")))
-    spacing = ClickModel.spacing
-    if RunFolder(Path(name)).begun and (seen := RunFolder(Path(name)).record().plan.preparation.spacing):
-        spacing = seen[0]
+    spacing = getattr(load_model(name, device="cpu", engine=PLAIN), "spacing", ClickModel.spacing)
     return {"spacing": spacing, **given, "sizes": sizes.model_dump(mode="json")}
 
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Engine = Literal["torch", "openvino"]
 
+PLAIN = "plain"
+"""In place of an engine: torch, with a network as it was stored, that can learn or be saved."""
+
 ENGINE_VARIABLE = "VOLSAM_ENGINE"
 """Where an engine is named for all commands."""
 
@@ -37,11 +40,14 @@ def choose_engine(wanted: str | None, device: str) -> Engine:
 
 
 def prepared(network: nn.Module, name: str, device: str, wanted: str | None = None) -> Any:
-    """A filled network as it answers fastest on a device; it cannot be trained or saved any more.
+    """A filled network as it answers fastest on a device; it can learn or be saved no more.
 
     On a CPU changes of low rank go into the weights of encoders, these are packed, and a 3D `Segmenter` becomes an
-    `OpenVinoSegmenter` if that is the engine. Refused if OpenVINO is `wanted` by name for another network.
+    `OpenVinoSegmenter` if that is the engine. Refused if OpenVINO is `wanted` by name for another network; left as
+    it is if `PLAIN` is.
     """
+    if wanted == PLAIN:
+        return network
     from volsam.adapters.lowrank import fold
     from volsam.models.encoder import Encoder
     from volsam.models.fused import pack

@@ -178,6 +178,8 @@ def load(name_or_path: str, device: str, engine: str | None = None) -> Model:
     interface of a session.
     """
     if runs.is_run(name_or_path):
+        if engine == "openvino":
+            raise no_engine(name_or_path)
         trained = runs.load_run(name_or_path, device)
         if runs.is_automatic(trained):
             raise NotSupported(f"{name_or_path} was trained to be automatic and takes no clicks: use `volsam predict`")
@@ -189,16 +191,6 @@ def load(name_or_path: str, device: str, engine: str | None = None) -> Model:
         return volsam_s.build_from(found.tensors, found.where, device)
     family, network, name, variant = found
     return _ready(family, prepared(network, name, device, engine), name, variant, device)
-
-
-def plain_network(name_or_path: str) -> nn.Module | None:
-    """The network of a stored model, a file of weights or a run as it can be trained, on the CPU; None of volsam-s."""
-    if runs.is_run(name_or_path):
-        return runs.load_network(name_or_path)[1]
-    if name_or_path in store._shipped():
-        return None
-    found = _found(name_or_path)
-    return None if isinstance(found, Checkpoint) else found[1]
 
 
 def load_automatic(name_or_path: str, device: str) -> AutomaticModel | None:

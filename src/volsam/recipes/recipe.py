@@ -60,6 +60,7 @@ def load_model(
 
     device: "auto" (cuda, then mps, then cpu), or one of them. engine: "auto", "torch" or "openvino"; if None, what
     VOLSAM_ENGINE says, else "auto": OpenVINO for the clicks of published 3D models on a CPU, where it is installed.
+    With "plain" it is torch, and the network can learn and be saved, as it cannot with the others.
     """
     import volsam.recipes.volsam_s  # noqa: F401  registers itself
 
