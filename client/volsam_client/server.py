@@ -10,17 +10,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from volsam_client.errors import Full, LeaseEnded, Refused, Unreachable
+from volsam_client.http import Answer, Http
 from volsam_client.session import Session
 
 API = "/api/v1"
 # Of the liveness timeout, so often is a sign of life given.
 BEATS = 3
-CONNECT, ANSWER, UPLOAD = 10.0, 120.0, 900.0  # seconds
+ANSWER, UPLOAD = 120.0, 900.0  # seconds
 
 
 class Server:
@@ -29,13 +29,11 @@ class Server:
     Args:
         address: such as "http://127.0.0.1:1527".
         key: if the server needs one.
-        http: a ready client in place of one of its own, for a proxy or a test; its timeouts hold, and it stays open.
+        http: a client in place of its own, such as httpx has, for a proxy or a test; it stays open.
     """
 
     def __init__(self, address: str = "http://127.0.0.1:1527", key: str | None = None, http: Any = None) -> None:
-        self._http: httpx.Client = http or httpx.Client(
-            base_url=address, timeout=httpx.Timeout(ANSWER, connect=CONNECT), trust_env=False
-        )
+        self._http: Any = http or Http(address, ANSWER)
         self._own = http is None
         self.address = address
         self._key = key
@@ -155,9 +153,7 @@ class Server:
         """The JSON of an answer; what went wrong is raised."""
         return self.request(method, path, **options).json()
 
-    def request(
-        self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
-    ) -> httpx.Response:
+    def request(self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any) -> Answer:
         """A request under /api/v1."""
         sent = dict(headers or {})
         if self._key:
@@ -170,14 +166,14 @@ class Server:
             options.pop("timeout", None)
         try:
             answer = self._http.request(method, API + path, headers=sent, **options)
-        except httpx.HTTPError as error:
-            raise Unreachable(f"{self.address} does not answer: {error or type(error).__name__}") from error
+        except Unreachable as error:
+            raise Unreachable(f"{self.address} does not answer: {error}") from error
         if answer.is_success:
             return answer
         raise _refusal(answer)
 
 
-def _refusal(answer: httpx.Response) -> Refused:
+def _refusal(answer: Answer) -> Refused:
     try:
         body = answer.json()
         detail, code = str(body["detail"]), str(body["code"])

@@ -46,6 +46,8 @@ class Session:
         self.id = str(state["id"])
         self.seconds: dict[str, float] = {}
         """Where the time of the last action went, on the server."""
+        self.added: list[int] = []
+        """Numbers of the prompts that the last action added."""
         self._masks: dict[int, NDArray[np.uint8]] = {}
         self._take(state)
         if any(item["voxels"] for item in state["objects"]):
@@ -63,6 +65,12 @@ class Session:
     def affine(self) -> NDArray[np.float64]:
         """Voxel indices to mm RAS+."""
         return np.array(self._state["affine"], dtype=np.float64)
+
+    @property
+    def plane(self) -> str | None:
+        """The slices that a model of slices looks at: axial, coronal or sagittal; None for a model of volumes."""
+        plane = self._state["plane"]
+        return None if plane is None else str(plane)
 
     def to_world(self, voxels: ArrayLike) -> NDArray[np.float64]:
         """Voxel indices (…, 3) to mm RAS+."""
@@ -185,6 +193,11 @@ class Session:
         click = None if place is None else (place["position"][0], place["position"][1], place["position"][2])
         return Doubt(wire.decoded(found["bands"]), low, high, found["quality"], found["spread"], click)
 
+    def spread(self) -> NDArray[np.float32]:
+        """How much the probability of each voxel depends on where was clicked: its standard deviation, (i, j, k)."""
+        path = f"/session/objects/{self._state['current']}/uncertainty.nii.gz"
+        return wire.nifti_values(self._request("GET", path, params={"what": "spread"}).content, self.shape)
+
     def next_click(self) -> Point | None:
         """Where a click would tell the model most, mm RAS+."""
         return self.uncertainty().next_click
@@ -226,6 +239,7 @@ class Session:
         answer = self._ask(method, path, **options)
         self._paint(answer)
         self.seconds = answer["seconds"]
+        self.added = answer["added"]
         own = [change for change in answer["changes"] if change["object"] == answer["object"]]
         if {change["object"] for change in answer["changes"]} - {answer["object"]}:
             self._look()

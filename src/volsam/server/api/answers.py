@@ -9,6 +9,7 @@ from fastapi import Header
 from fastapi.responses import JSONResponse
 
 from volsam.inference.session import Session
+from volsam.inference.slices import SlicePredictor
 from volsam.server import wire
 from volsam.server.conversation import Conversation, Outcome, Thing
 from volsam.server.core import Core
@@ -114,6 +115,7 @@ def state(talk: Conversation, session: Session, *, masks: bool = False) -> dict[
         "extent": {"low": low.tolist(), "high": high.tolist()},
         "intensity": talk.intensity,
         "takes": taken(session),
+        "plane": session.predictor.plane if isinstance(session.predictor, SlicePredictor) else None,
         "policy": talk.policy,
         "neighbours": session.neighbours,
         "current": talk.current,
