@@ -14,6 +14,7 @@ from volsam.prompts import Click
 from volsam.recipes import runs
 from volsam.recipes.importing import load, load_automatic
 from volsam.recipes.method import load_methods
+from volsam.training.contrast import contrast
 
 from ..recipes.sams import a_tiny_sam
 from .conftest import TINY, make_dataset
@@ -52,7 +53,7 @@ def trained(method, dataset, folder, sam, **more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", sorted(set(load_methods()) - {"3dsam-adapter", "sam-med3d", "fastsam3d"}))
+@pytest.mark.parametrize("method", sorted(set(load_methods()) - {"3dsam-adapter", "sam-med3d", "fastsam3d", "simclr"}))
 def test_an_automatic_method_is_trained_and_labels_volumes(method, a_dataset, tmp_path, a_sam):
     job, before = trained(method, a_dataset, tmp_path / "run", a_sam)
     for name, value in job.network.named_parameters():
@@ -83,6 +84,29 @@ def test_3dsam_adapter_is_trained_and_takes_clicks(a_dataset, tmp_path, a_sam):
     session = Session(model, volume)
     session.add(Click(tuple(volume.grid.to_world((14, 13, 13)))))
     assert session.mask.grid == volume.grid
+
+
+def test_a_unet_begins_with_what_simclr_has_learnt(a_dataset, tmp_path):
+    settings = {**TINY, "edge": 32, "width": 4, "augment": "full"}
+    fold = runs.choose_cases(a_dataset, 0, None, 0)
+    before = runs.start("simclr", a_dataset, tmp_path / "before", settings={**settings, "batch_size": 4}, fold=fold)
+    runs.train(before)
+    assert not (tmp_path / "before/best.safetensors").exists()
+    after = runs.start(
+        "unet", a_dataset, tmp_path / "after", settings=settings, fold=fold, init=str(tmp_path / "before")
+    )
+    taught, begun = before.network.state_dict(), after.network.state_dict()
+    same = {name for name in begun if torch.equal(begun[name], taught[name])}
+    learnt = {name for name, value in before.network.named_parameters() if value.requires_grad}
+    assert {name for name in learnt if not name.startswith("project.")} <= same
+    other = {**settings, "width": 8}
+    with pytest.raises(BadInput, match="the same width"):
+        runs.start("unet", a_dataset, tmp_path / "other", settings=other, fold=fold, init=str(tmp_path / "before"))
+
+
+def test_views_of_one_place_are_told_from_others():
+    views = torch.eye(6).repeat(2, 1)
+    assert contrast(views) < 0.01 < contrast(views[torch.randperm(12, generator=torch.Generator().manual_seed(0))])
 
 
 def test_volsam_s_learns_the_shapes_of_a_dataset(a_dataset, tmp_path):

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from volsam.data.dataset import Case, Dataset
 from volsam.data.preparation import Preparation, Prepared, patch_of, spacing_of
+from volsam.errors import BadInput
 from volsam.recipes.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
 from volsam.training.config import TrainConfig
+from volsam.training.contrast import ContrastTask, Views, projection
 from volsam.training.items import Items, Patches
 from volsam.training.losses import dice_and_cross_entropy
 from volsam.training.run import Plan
@@ -135,10 +137,22 @@ class _OneOutput(nn.Module):
         return found[0] if isinstance(found, (list, tuple)) else found
 
 
+def begun(network: nn.Module, weights: Weights | None) -> nn.Module:
+    """With the weights of a run of `simclr` wherever it learnt any: on the way down."""
+    if weights is not None:
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("project.")}
+        own = network.state_dict()
+        wrong = [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]
+        if wrong:
+            raise BadInput(f"--init: {wrong[0]} does not fit this network: give a run of simclr with the same width")
+        network.load_state_dict(weights, strict=False)
+    return network
+
+
 def _built(
-    make: Callable[[Plan, PlainConfig], nn.Module], plan: Plan, config: PlainConfig, _: Weights | None
+    make: Callable[[Plan, PlainConfig], nn.Module], plan: Plan, config: PlainConfig, weights: Weights | None
 ) -> nn.Module:
-    return _OneOutput(make(plan, config))
+    return begun(_OneOutput(make(plan, config)), weights)
 
 
 NETWORKS: dict[str, tuple[str, str, Callable[[Plan, PlainConfig], nn.Module]]] = {
@@ -167,3 +181,64 @@ for _name, (_title, _source, _make) in NETWORKS.items():
             groups=all_alike,
         ),
     )
+
+
+# --- before any label ------------------------------------------------------------------------------------------------
+
+
+class ContrastConfig(PlainConfig, frozen=True):
+    """Settings of SimCLR for the UNet."""
+
+    batch_size: PositiveInt = 8
+    """Places per step; the more, the harder it is to find a view again."""
+    validate_every: float = 2.0
+    """Nothing to validate: there are no labels."""
+
+
+def contrasted(plan: Plan, config: ContrastConfig, weights: Weights | None) -> nn.Module:
+    """The UNet; what learns are its levels on the way down."""
+    made = begun(_OneOutput(unet(plan, config)), weights)
+    made.requires_grad_(False)
+    for part in way_down(made):
+        part.requires_grad_(True)
+    made.add_module("project", projection(16 * config.width))
+    return made
+
+
+def way_down(network: nn.Module) -> list[nn.Module]:
+    """The levels of MONAI's UNet from the finest to the deepest, each of which halves the image but the last."""
+    level, found = network.inner.model, []  # type: ignore[union-attr]
+    while isinstance(level, nn.Sequential):
+        found.append(level[0])
+        level = level[1].submodule
+    return [*found, level]  # type: ignore[list-item]
+
+
+def contrast_task(network: nn.Module, plan: Plan, config: ContrastConfig) -> nn.Module:
+    """Views of the same place are alike."""
+    return ContrastTask(network, nn.Sequential(*way_down(network)))
+
+
+def views(
+    cases: Sequence[Prepared], plan: Plan, config: ContrastConfig, network: nn.Module, device: str, show: Show
+) -> Items:
+    """Two views of every patch."""
+    return Views(cases, plan.patch, augment_of(plan, config), config.seed)
+
+
+methods.add(
+    "simclr",
+    Method(
+        name="simclr",
+        title="SimCLR, to begin a UNet with",
+        source="Chen et al. 2020; AutoSAM's comparison",
+        config=ContrastConfig,
+        init="",
+        plan=partial(plan, 32),
+        network=contrasted,
+        task=contrast_task,
+        items=views,
+        model=model,
+        groups=all_alike,
+    ),
+)

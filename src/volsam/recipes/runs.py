@@ -28,7 +28,7 @@ from volsam.recipes.method import Method, Weights, cache_folder, load_methods
 from volsam.training.config import TrainConfig, configured
 from volsam.training.items import Items
 from volsam.training.loop import Progress, State, fit
-from volsam.training.run import Init, Plan, Record, RunFolder, counts
+from volsam.training.run import BEST, LAST, Init, Plan, Record, RunFolder, counts
 
 if TYPE_CHECKING:
     from volsam.inference.automatic import AutomaticModel
@@ -326,6 +326,11 @@ def initial(method: Method, named: str | None) -> tuple[Weights | None, Init]:
         model = store.stored(wanted)
         return load_file(model.weights), Init(name=wanted, sha256=model.card.sha256, licence=model.card.licence)
     path = Path(wanted)
+    if is_run(path):
+        run = RunFolder(path)
+        file = path / (BEST if (path / BEST).is_file() else LAST)
+        name = str(path.resolve())
+        return load_file(file), Init(name=name, sha256=store.checksum(file), licence=run.record().licence)
     if not path.is_file():
         raise store.unknown(wanted) if not path.suffix else BadFile(f"--init {wanted}: there is no such file")
     found = read_checkpoint(path)

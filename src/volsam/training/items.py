@@ -79,17 +79,15 @@ class Patches(Items):
         """A patch, around a voxel of a class that the case has or anywhere."""
         case = self.cases[int(random.integers(len(self.cases)))]
         present = [index for index, places in enumerate(case.places) if len(places)]
-        size, patch = np.array(case.label.shape), np.array(self.patch)
+        patch = np.array(self.patch)
         chosen = None
         if present and (self.one_object or random.random() < FOREGROUND):
             chosen = present[int(random.integers(len(present)))]
             places = case.places[chosen]
             low = places[random.integers(len(places))] - random.integers(patch // 4, 3 * patch // 4 + 1)
         else:
-            low = random.integers(np.minimum(0, size - patch), np.maximum(0, size - patch) + 1)
-        # Not farther out than it must: a volume that is smaller than the patch lies in it whole.
-        low = np.clip(low, np.minimum(0, size - patch), np.maximum(0, size - patch))
-        image, label, known = cut(case, [int(value) for value in low], self.patch)
+            low = self.anywhere(case, random)
+        image, label, known = self.cut(case, low)
         if self.one_object:
             label = (label == chosen + 1).astype(np.uint8) if chosen is not None else np.zeros_like(label)
         image, label, known = self.augment.places(image, label, known, random)
@@ -102,6 +100,21 @@ class Patches(Items):
         if self.points is not None:
             item["points"] = torch.from_numpy(drawn_points(label > 0, self.points, random))
         return item
+
+    def anywhere(self, case: Prepared, random: np.random.Generator) -> NDArray[np.int64]:
+        """The low corner (3,) of a patch, drawn."""
+        room = np.array(case.label.shape) - np.array(self.patch)
+        return random.integers(np.minimum(0, room), np.maximum(0, room) + 1)
+
+    def cut(
+        self, case: Prepared, low: NDArray[np.integer]
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:
+        """The patch from about `low` on: a volume that is smaller lies in it whole, and none reaches out further than
+        it must.
+        """
+        room = np.array(case.label.shape) - np.array(self.patch)
+        within = np.clip(low, np.minimum(0, room), np.maximum(0, room))
+        return cut(case, [int(value) for value in within], self.patch)
 
 
 def cut(

@@ -141,7 +141,8 @@ def fit(
         if tell is not None:
             tell(Progress(state.step, _part(state, config), told["loss"], state.seconds))
         over = _part(state, config) >= 1
-        if validate is not None and (over or _part(state, config) >= (state.validated + 1) * config.validate_every):
+        due = config.validate_every <= 1 and over
+        if validate is not None and (due or _part(state, config) >= (state.validated + 1) * config.validate_every):
             paused = clock()
             _validate(fabric, task, network, average, validate, folder, board, state)
             began += clock() - paused
