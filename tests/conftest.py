@@ -67,6 +67,37 @@ def a_click(an_oblique_grid: Grid) -> Click:
     return Click(tuple(an_oblique_grid.to_world(BALL_VOXEL)))
 
 
+@pytest.fixture
+def a_dicom_series(tmp_path: Path) -> Path:
+    """Six slices of CT, named against their order."""
+    import pydicom
+    from pydicom.dataset import FileDataset, FileMetaDataset
+
+    shape = (12, 10, 6)
+    values = np.random.default_rng(0).integers(0, 100, shape).astype(np.int16)
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for k in range(shape[2]):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+        meta.MediaStorageSOPInstanceUID = f"1.2.3.{k + 1}"
+        meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        one = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+        one.SOPClassUID, one.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+        one.PatientID, one.PatientName, one.PatientBirthDate, one.PatientSex = "P7", "Doe^Jane", "", ""
+        one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = "1.2.4", "1.2.5", "1.2.6"
+        one.StudyID, one.StudyDate, one.StudyTime, one.AccessionNumber, one.ReferringPhysicianName = "", "", "", "", ""
+        one.Modality, one.SeriesNumber, one.InstanceNumber, one.Manufacturer = "CT", 1, k + 1, "none"
+        one.ImagePositionPatient, one.ImageOrientationPatient = [-10, 20, 5 + 2.5 * k], [1, 0, 0, 0, 1, 0]
+        one.PixelSpacing, one.SliceThickness, one.PositionReferenceIndicator = [0.9, 0.8], 2.5, ""
+        one.Rows, one.Columns, one.SamplesPerPixel, one.PhotometricInterpretation = shape[1], shape[0], 1, "MONOCHROME2"
+        one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 16, 15, 1
+        one.RescaleSlope, one.RescaleIntercept = 1, 0
+        one.PixelData = np.ascontiguousarray(values[:, :, k].T).tobytes()
+        one.save_as(folder / f"{99 - k}.dcm", enforce_file_format=True)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def a_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder where volsam keeps models, one of its own for every test: nobody's real one is read or changed."""

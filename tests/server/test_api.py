@@ -224,6 +224,28 @@ def test_labels_are_saved_beside_the_studies_with_all_prompts(ana, studies, http
     assert listed == {"ct.nii.gz": [], "more/mr.nii": ["draft"]}
 
 
+def test_labels_of_a_dicom_series_are_segments(ana, studies, a_dicom_series):
+    import highdicom
+
+    a_dicom_series.rename(studies / "series")
+    ana.open("series", object="left")
+    ana.click((5, 4, 2))
+    ana.ask("POST", "/session/objects", 201, json={"name": "empty"})
+    saved = ana.ask("POST", "/session/save", json={"format": "dicom_seg"})
+    assert saved["path"] == "labels/final/series.dcm"
+    (studies / "got.dcm").write_bytes(ana("GET", "/session/labels.dcm?objects=1").content)
+    for file in (studies / saved["path"], studies / "got.dcm"):
+        read = highdicom.seg.segread(file)
+        assert [read.get_segment_description(1).segment_label] == ["left"]
+        assert np.count_nonzero(read.pixel_array) == ana.masks[1].sum()
+
+
+def test_labels_of_anything_else_are_no_segments(ana):
+    ana.click(A)
+    assert ana.ask("POST", "/session/save", 409, json={"format": "dicom_seg"})["code"] == "conflict"
+    assert "DICOM series" in ana.ask("GET", "/session/labels.dcm", 409)["detail"]
+
+
 def test_the_log_of_a_session_is_one_that_python_reads(ana, tmp_path, a_model, a_small_ct):
     ana.click(A)
     (tmp_path / "log.json").write_bytes(ana("GET", "/session/log.json").content)

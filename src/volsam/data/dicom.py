@@ -54,6 +54,11 @@ def open_dicom_folder(folder: Path) -> Source:
     return Source(grid, 1, lambda _: _narrow(itk_values(_series_pixels(folder, files, slices), 0)))
 
 
+def series_files(path: Path) -> list[Path]:
+    """The files of a series, a folder or a single slice, in the order in which `read_volume` puts the slices."""
+    return _series(path) if path.is_dir() else [path]
+
+
 def _dicom_slice(path: Path) -> Any:
     """A reader for one slice; objects that hold something else are refused."""
     reader = itk_reader(path, "DICOM")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from fastapi.responses import FileResponse, Response
 from starlette.background import BackgroundTask
 
+import volsam
+from volsam.data.dicom_seg import Segment, write_dicom_seg
 from volsam.data.io import write_volume
 from volsam.volume import Volume
 
@@ -25,6 +28,18 @@ def sent_volume(volume: Volume, name: str) -> Response:
         folder.cleanup()
         raise
     return sent_file(path, name, BackgroundTask(folder.cleanup))
+
+
+def sent_segments(segments: Sequence[Segment], series: Path, model: str, name: str) -> Response:
+    """Objects of a DICOM series as DICOM-SEG."""
+    folder = tempfile.TemporaryDirectory(prefix="volsam-")
+    try:
+        path = Path(folder.name) / "labels.dcm"
+        write_dicom_seg(segments, series, path, maker=(model, volsam.__version__), name=name)
+    except BaseException:
+        folder.cleanup()
+        raise
+    return sent_file(path, f"{name}.dcm", BackgroundTask(folder.cleanup))
 
 
 def sent_file(path: Path, name: str, after: BackgroundTask | None = None) -> Response:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import PurePosixPath
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from fastapi.responses import FileResponse, Response
 from numpy.typing import NDArray
 
 import volsam
+from volsam.data.dicom_seg import Segment, write_dicom_seg
 from volsam.data.files import replacing
 from volsam.data.io import volume_name, write_volume
 from volsam.geometry import Grid
@@ -20,15 +22,14 @@ from volsam.inference.uncertainty import Uncertainty
 from volsam.server import wire
 from volsam.server.api import schemas
 from volsam.server.api.answers import Token, answer, mask_of
-from volsam.server.api.files import sent_volume
+from volsam.server.api.files import sent_segments, sent_volume
 from volsam.server.conversation import Conversation, Thing
 from volsam.server.core import Core
 from volsam.server.device import Clock
 from volsam.server.measure import measured
 from volsam.server.ownership import window_of
 from volsam.server.problems import Problem
-from volsam.server.volumes import LABELS
-from volsam.volume import Volume
+from volsam.server.volumes import LABELS, study_path
 
 Ending = Literal["nii.gz", "nii", "nrrd", "mha"]
 Numbers = Annotated[str | None, Query(pattern=r"^[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*$", description="Such as 1,2.")]
@@ -54,6 +55,15 @@ def router(core: Core) -> APIRouter:
                 thing = talk.thing(number)
                 values = labelled(talk, session, [thing]) > 0
             return sent_volume(session.volume.with_data(values[None], thing.name), f"{thing.name}.{ending}")
+
+    @routes.get("/labels.dcm", response_class=FileResponse)
+    def segments(objects: Numbers = None, token: Token = None) -> Response:
+        with core.using(token) as lease, core.talk(lease) as talk:
+            series = series_of(core, talk)
+            with talk.held() as session:
+                drawn = segmented(talk, session, chosen(talk, objects))
+                name = f"{session.volume.name}_seg"
+            return sent_segments(drawn, series, session.model.name, name)
 
     @routes.get("/labels.{ending}", response_class=FileResponse)
     def labels(ending: Ending, objects: Numbers = None, token: Token = None) -> Response:
@@ -100,10 +110,10 @@ def router(core: Core) -> APIRouter:
         with core.using(token) as lease, core.talk(lease) as talk:
             with talk.held(clock) as session:
                 things = chosen(talk, None if asked.objects is None else ",".join(map(str, asked.objects)))
-                values = labelled(talk, session, things)
+                write = _writer(core, talk, session, things, asked)
                 record = {**talk.record(), "volsam": volsam.__version__, "labels": [vars(thing) for thing in things]}
             with clock("save"):
-                written = _written(core, talk, session.volume.with_data(values[None]), record, asked)
+                written = _written(core, talk, write, record, asked)
             return answer(core, clock, written)
 
     return routes
@@ -130,8 +140,43 @@ def labelled(talk: Conversation, session: Session, things: list[Thing]) -> NDArr
     return values
 
 
+def segmented(talk: Conversation, session: Session, things: list[Thing]) -> list[Segment]:
+    """Objects with masks of their own on the whole grid, for a format in which they may share voxels."""
+    found = []
+    for thing in things:
+        mask = np.zeros(session.volume.grid.shape, bool, order="F")
+        box = talk.bounds(thing.number)
+        if box is not None:
+            mask[window_of(box)] = talk.mask(thing.number, box)
+        found.append(Segment(thing.name, mask, thing.colour))
+    return found
+
+
+def series_of(core: Core, talk: Conversation) -> Path:
+    """The DICOM series behind a session; 409 if there is none."""
+    origin = talk.origin
+    path = study_path(core.settings.studies, origin.path) if origin.kind == "study" else None
+    if path is None or not (path.is_dir() or path.suffix.lower() in (".dcm", ".ima")):
+        raise Problem(
+            409, "DICOM-SEG refers to the slices of a DICOM series, and this volume is none: take another format"
+        )
+    return path
+
+
+def _writer(
+    core: Core, talk: Conversation, session: Session, things: list[Thing], asked: schemas.Saving
+) -> Callable[[Path], None]:
+    """What writes the labels, as they are now, to a file."""
+    if asked.format == "dicom_seg":
+        series, drawn = series_of(core, talk), segmented(talk, session, things)
+        maker, name = (session.model.name, volsam.__version__), session.volume.name
+        return lambda path: write_dicom_seg(drawn, series, path, maker=maker, name=name)
+    volume = session.volume.with_data(labelled(talk, session, things)[None])
+    return lambda path: write_volume(volume, path)
+
+
 def _written(
-    core: Core, talk: Conversation, volume: Volume, record: dict[str, Any], asked: schemas.Saving
+    core: Core, talk: Conversation, write: Callable[[Path], None], record: dict[str, Any], asked: schemas.Saving
 ) -> dict[str, Any]:
     studies = core.settings.studies
     if talk.origin.kind != "study" or studies is None:
@@ -147,8 +192,9 @@ def _written(
     except OSError as reason:
         raise Problem(507, f"labels cannot be saved beside the studies ({reason.strerror})") from None
     stem = volume_name(study.name)
-    target, beside = place / f"{stem}.{asked.format}", place / f"{stem}.json"
-    write_volume(volume, target)
+    ending = "dcm" if asked.format == "dicom_seg" else asked.format
+    target, beside = place / f"{stem}.{ending}", place / f"{stem}.json"
+    write(target)
     with replacing(beside) as unfinished:
         unfinished.write_text(json.dumps(record), encoding="utf-8")
     return {

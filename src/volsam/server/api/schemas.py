@@ -162,7 +162,7 @@ class Saving(Strict):
     """Labels to write beside the studies."""
 
     tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] = "final"
-    format: Literal["nii.gz", "nii", "nrrd", "mha"] = "nii.gz"
+    format: Literal["nii.gz", "nii", "nrrd", "mha", "dicom_seg"] = "nii.gz"
     objects: Annotated[list[ObjectNumber], Field(min_length=1, max_length=1000)] | None = None
 
 
