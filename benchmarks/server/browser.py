@@ -114,6 +114,7 @@ def drive(
             page.goto(f"{address}/?study=large.nii")
             page.wait_for_selector("body[data-ready=true]")
             opened = time.perf_counter() - begin
+            print(f"volume shown after {opened:.1f} s", file=sys.stderr, flush=True)
             samples = [sample for _ in range(options.rounds) for sample in clicks(page, objects)]
             renderer = page.evaluate(RENDERER)
             browser.close()
@@ -137,10 +138,13 @@ def clicks(page, objects: list[list[tuple[int, int, int]]]):
             page.evaluate("performance.clearMeasures()")
             page.mouse.click(x, y)
             page.wait_for_function("performance.getEntriesByName('prompt-to-mask').length === 1")
-            page.wait_for_timeout(700)  # a person looks at the mask; measurements and the third dimension catch up
+            # A person looks at the mask meanwhile: measurements come, and the third dimension.
+            page.wait_for_function("volsam.view.measured !== null || !volsam.session.current.voxels")
+            page.wait_for_timeout(500)
             whole, server = page.evaluate(
                 "[performance.getEntriesByName('prompt-to-mask')[0].duration, volsam.lastServerMs]"
             )
+            print(f"click {number} at {voxel}: {whole:.0f} ms, server {server:.0f} ms", file=sys.stderr, flush=True)
             yield number, whole, server
 
 

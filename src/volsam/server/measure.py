@@ -41,12 +41,14 @@ def measured(mask: NDArray[np.bool_], values: NDArray[Any], grid: Grid, low: tup
         return {"voxels": 0, "volume_ml": 0.0, **nothing}
     places = np.argwhere(mask)
     inside = values[mask].astype(np.float64)
+    axis = _slice_axis(grid)
+    corners = corners_by_slice(mask, axis)
     return {
         "voxels": voxels,
         "volume_ml": voxels * grid.voxel_volume / 1000,
         "centre": grid.to_world(places.mean(axis=0)).tolist(),
-        "longest_diameter": longest(grid.to_world(_surface(mask))).record(),
-        "longest_in_plane": in_plane(mask, grid, low),
+        "longest_diameter": longest(grid.to_world(np.concatenate(list(corners.values())))).record(),
+        "longest_in_plane": _in_plane(mask, grid, low, axis, corners),
         "intensity": {
             "mean": float(inside.mean()),
             "std": float(inside.std()),
@@ -62,10 +64,12 @@ def measured(mask: NDArray[np.bool_], values: NDArray[Any], grid: Grid, low: tup
 
 def longest(points: Points) -> Diameter:
     """The two of some points (n, 3) that are farthest apart."""
+    from scipy.spatial.distance import cdist  # takes long to load
+
     corners = _hull(points)
     best, pair = -1.0, (0, 0)
     for start in range(0, len(corners), BLOCK):
-        apart = np.linalg.norm(corners[start : start + BLOCK, None] - corners[None], axis=-1)
+        apart = cdist(corners[start : start + BLOCK], corners)
         one, other = np.unravel_index(int(apart.argmax()), apart.shape)
         if apart[one, other] > best:
             best, pair = float(apart[one, other]), (start + int(one), int(other))
@@ -74,16 +78,35 @@ def longest(points: Points) -> Diameter:
 
 def in_plane(mask: NDArray[np.bool_], grid: Grid, low: tuple[int, int, int]) -> dict[str, Any]:
     """The longest diameter in any slice across the axis of largest spacing, and the longest one across it there."""
-    axis = _slice_axis(grid)
-    best, where, points = Diameter(np.zeros(3), np.zeros(3)), -1, np.zeros((0, 3))
-    for index in np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis))):
-        places = np.insert(np.argwhere(mask.take(index, axis=axis)).astype(np.float64), axis, index, axis=1)
-        world = grid.to_world(places)
-        found = longest(world)
-        if where < 0 or found.length > best.length:
-            best, where, points = found, int(index), world
-    across = _across(points, best, float(grid.spacing.min()))
-    return {**best.record(), "axis": axis, "index": int(where + low[axis]), "across": across.record()}
+    return _in_plane(mask, grid, low, _slice_axis(grid), corners_by_slice(mask, _slice_axis(grid)))
+
+
+def _in_plane(
+    mask: NDArray[np.bool_], grid: Grid, low: tuple[int, int, int], axis: int, corners: dict[int, Points]
+) -> dict[str, Any]:
+    found = {index: longest(grid.to_world(points)) for index, points in corners.items()}
+    where = max(found, key=lambda index: found[index].length)
+    places = np.insert(np.argwhere(mask.take(where, axis=axis)).astype(np.float64), axis, where, axis=1)
+    across = _across(grid.to_world(places), found[where], float(grid.spacing.min()))
+    return {**found[where].record(), "axis": axis, "index": int(where + low[axis]), "across": across.record()}
+
+
+def corners_by_slice(mask: NDArray[np.bool_], axis: int) -> dict[int, Points]:
+    """Of each slice across an axis, the voxels (n, 3) at the corners of the smallest convex body around the object.
+
+    The longest lines within a slice and within the whole object end at such voxels, and there are few of them.
+    """
+    slices = np.moveaxis(mask, axis, 0)
+    filled = slices.any(axis=2)
+    first = slices.argmax(axis=2)
+    last = slices.shape[2] - 1 - slices[:, :, ::-1].argmax(axis=2)
+    found = {}
+    for index in np.flatnonzero(filled.any(axis=1)):
+        rows = np.flatnonzero(filled[index])
+        ends = [np.stack([rows, end[index, rows]], axis=1) for end in (first, last)]
+        corners = _hull(np.unique(np.concatenate(ends), axis=0).astype(np.float64))
+        found[int(index)] = np.insert(corners, axis, index, axis=1)
+    return found
 
 
 def _slice_axis(grid: Grid) -> int:
@@ -111,13 +134,6 @@ def _across(points: Points, line: Diameter, width: float) -> Diameter:
     extents = heights[order[last]] - heights[order[first]]
     strip = int(np.argmax(extents))
     return Diameter(points[order[first[strip]]], points[order[last[strip]]])
-
-
-def _surface(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Voxels with a neighbour that is not of the object."""
-    from scipy import ndimage  # takes long to load
-
-    return np.argwhere(mask & ~ndimage.binary_erosion(mask))
 
 
 def _hull(points: Points) -> Points:
