@@ -312,3 +312,28 @@ def test_a_run_on_cases_that_it_has_seen_says_so(type_, a_trained_model, a_datas
     assert "warning: cases that the model has learnt from: 1 of 3" in result.stderr
     assert "warning: cases that its weights were chosen by: 1 of 3" in result.stderr
     assert "flatter it" in (out / "report.md").read_text()
+
+
+def test_features_of_datasets_are_shown(type_, a_model, a_dataset, tmp_path, monkeypatch):
+    import torch
+
+    from volsam.models.features import Features
+
+    pytest.importorskip("sklearn")
+
+    def encode(volume, roi):
+        grey = torch.full((1, 6, 2, 2, 2), float(volume.data.mean()))
+        return Features(grey + torch.arange(6.0)[None, :, None, None, None] * roi.spacing[0], (), grey)
+
+    monkeypatch.setattr(a_model, "encode", encode)
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("imagesTr", "labelsTr"):
+        (other / name).symlink_to(a_dataset / name)
+    table = json.loads((a_dataset / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps({**table, "name": "Other"}))
+    result = type_("evaluate", "--embeddings", "any", a_dataset, other, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("6 points of 2 datasets, silhouette ")
+    assert len((tmp_path / "out" / "embeddings.csv").read_text().splitlines()) == 7
+    assert "takes a MODEL" in error_of(type_("evaluate", "--embeddings", "any", "-o", tmp_path / "no"))

@@ -84,6 +84,10 @@ Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Of clicks
 Again = Annotated[bool, typer.Option("--overwrite", help="Begin anew; without it a run goes on where it was stopped.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Compare results: the first against each of the others.")]
 
+Embeddings = Annotated[
+    bool, typer.Option("--embeddings", help="Of a MODEL and datasets: where the features of their cases lie, by t-SNE.")
+]
+
 
 def evaluate(
     what: What,
@@ -106,8 +110,9 @@ def evaluate(
     seed: Seed = 0,
     overwrite: Again = False,
     compare: Compare = False,
+    embeddings: Embeddings = False,
 ) -> None:
-    """Score a model on a dataset and write a report; or compare reports.
+    """Score a model on a dataset and write a report; or compare reports, or show what an encoder makes of datasets.
 
     Example: volsam evaluate volsam-s Dataset042_Spleen -o report --clicks 5
     """
@@ -115,6 +120,13 @@ def evaluate(
         from volsam.cli.comparing import compare_results
 
         compare_results([Path(each) for each in what], output)
+        return
+    if embeddings:
+        from volsam.cli.embedding import show_embeddings
+
+        if len(what) < 2:
+            raise BadInput("--embeddings takes a MODEL and one DATASET or more")
+        show_embeddings(what[0], [Path(each) for each in what[1:]], output, device, plane)
         return
     if len(what) != 2:
         raise BadInput(f"one MODEL and one DATASET are wanted, got {len(what)} words: {' '.join(what)}")

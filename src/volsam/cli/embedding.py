@@ -1,0 +1,79 @@
+"""`volsam evaluate --embeddings`: what an encoder makes of the cases of several datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from volsam.cli.console import explained, say, track
+from volsam.data.dataset import Case, read_dataset, read_image, read_label
+from volsam.data.simulate import bounding_box
+from volsam.errors import BadInput
+from volsam.evaluation import embedding
+from volsam.evaluation.embedding import Point
+from volsam.volume import Volume
+
+if TYPE_CHECKING:
+    from volsam.inference.session import Model
+
+# Slices of a volume that a model of slices is shown.
+SLICES = 8
+
+
+def show_embeddings(name: str, folders: Sequence[Path], output: Path, device: str, plane: str) -> None:
+    """Encode the training cases of every dataset and write where they lie."""
+    from volsam.recipes.recipe import load_model
+
+    model = load_model(name, device=device)
+    cases = [(dataset.name, case) for dataset in map(read_dataset, folders) for case in dataset.cases]
+    points: list[Point] = []
+    for dataset, case in track(cases, "cases"):
+        try:
+            points += [Point(dataset, case.name, vector) for vector in _vectors(model, case, plane)]
+        except Exception as error:  # one case that cannot be read must not end the work on the others
+            say(f"{dataset} {case.name} error: {' '.join(explained(error).split())}")
+    apart = embedding.write(points, name, output)
+    typer.echo(f"{len(points)} points of {len(folders)} datasets, silhouette {apart:.3f}")
+    typer.echo(f"{output / 'embeddings.html'}, embeddings.csv")
+
+
+def _vectors(model: Model, case: Case, plane: str) -> Iterator[NDArray[np.float32]]:
+    """Features of the region around what is labelled, or of slices through it; of all, where nothing is."""
+    from volsam.inference.predictor import Predictor
+    from volsam.inference.slices import SliceModel, SlicePredictor
+
+    volume = read_image(case)
+    low, high = _span(case, volume)
+    if isinstance(model, SliceModel):
+        predictor = SlicePredictor(model, volume, plane)
+        ends = np.rint(predictor.stack.to_voxels(volume.grid.to_world([low, high]))[:, 0]).astype(int)
+        for index in np.unique(np.linspace(ends.min(), ends.max(), SLICES).round().astype(int)):
+            yield _mean(predictor.encoded(int(index)), model.name)
+        return
+    extent = (high - low + 1) * volume.grid.spacing
+    spacing = float(extent.max()) / model.edge if model.spacing is None else model.spacing
+    middle = volume.grid.to_world((low + high) / 2)
+    roi = volume.grid.around(middle, (model.edge,) * 3, spacing, model.axes)
+    yield _mean(Predictor(model, volume).encoded(roi), model.name)
+
+
+def _span(case: Case, volume: Volume) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """First and last voxel (3,) of what is labelled, else of the volume."""
+    box = None if case.label is None else bounding_box(read_label(case, volume.grid) > 0)
+    if box is None:
+        return np.zeros(3), np.array(volume.grid.shape, float) - 1
+    return np.array([side.start for side in box], float), np.array([side.stop - 1 for side in box], float)
+
+
+def _mean(features: Any, name: str) -> NDArray[np.float32]:
+    """The mean over the region of the deepest features."""
+    found = getattr(features, "embedding", None)
+    if found is None:
+        raise BadInput(f"{name} does not show its features: choose another model")
+    mean: NDArray[np.float32] = found[0].flatten(1).mean(dim=1).float().cpu().numpy()
+    return mean
