@@ -107,6 +107,11 @@ async def _alive(core: Core) -> AsyncIterator[None]:
 class _Page(StaticFiles):
     """The viewer's page; scripts of other places have no business in it."""
 
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(404)  # a call of a protocol that is not spoken here
+        return await super().get_response(path, scope)
+
     def file_response(self, *arguments: Any, **named: Any) -> Response:
         response = super().file_response(*arguments, **named)
         response.headers["Cache-Control"] = "no-cache"

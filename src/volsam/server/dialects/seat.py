@@ -43,10 +43,14 @@ class Seat:
     def ensure(self, start: Callable[[Lease], Conversation]) -> None:
         """Open a volume by `start` unless one has been opened; it is resumed where its lease has ended."""
         with self._lock:
-            if not self.taken:
+            if self.taken:
+                try:
+                    self._living()
+                except VolsamError:
+                    if self.taken:  # no place is free
+                        raise
+            if not self.taken:  # nothing was opened, or what was saved is gone or somebody else's now
                 self.open(start)
-            else:
-                self._living()
 
     @contextmanager
     def talk(self) -> Iterator[Conversation]:

@@ -157,7 +157,7 @@ class Datastore:
         """Take an uploaded image in; another one of the same id is never replaced."""
         if not identity.strip() or len(identity) > LONGEST_ID or not identity.isprintable():
             raise BadInput(f"an image needs a name of 1 to {LONGEST_ID} letters")
-        read_grid(upload)
+        read_volume(upload, frame=0)
         with self._lock:
             known = self.images().get(identity)
             if known is not None:

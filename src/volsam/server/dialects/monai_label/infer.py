@@ -48,6 +48,8 @@ class Task:
 
     offer: Offer
     asked: dict[str, Any]
+    ending: str
+    dtype: str
     drawn: Path | None = None
     clock: Clock = field(default_factory=Clock)
     grid: Grid | None = None
@@ -86,7 +88,7 @@ def router(app: App) -> APIRouter:
         if not (file or image or session_id):
             raise BadInput("no image is named: give image=ID, session_id=ID, or the file itself")
         with tempfile.TemporaryDirectory(prefix="volsam-") as folder:
-            task = Task(offer, asked)
+            task = Task(offer, asked, *_form(asked))
             if label is not None:
                 task.drawn = keep(label, Path(folder) / "drawn")
             if file is not None:
@@ -242,19 +244,24 @@ def _scribbled(
     return _composed(task, {name: mask}, grid)
 
 
+def _form(asked: dict[str, Any]) -> tuple[str, str]:
+    """The ending of the file that is wanted, and its type."""
+    ending = ending_of(f"label{asked.get('result_extension') or '.nii.gz'}")
+    dtype = str(asked.get("result_dtype") or DTYPES[0])
+    if ending not in WRITABLE or dtype not in DTYPES:
+        raise BadInput(f"a result is written as {', '.join(WRITABLE)} of {', '.join(DTYPES)}, got {ending} of {dtype}")
+    return ending, dtype
+
+
 # --- what goes -------------------------------------------------------------------------------------------------------
 
 
 def _sent(app: App, task: Task, values: NDArray[np.integer[Any]], output: Output | None, folder: Path) -> Response:
-    ending = ending_of(f"label{task.asked.get('result_extension') or '.nii.gz'}")
-    dtype = str(task.asked.get("result_dtype") or values.dtype)
-    if ending not in WRITABLE or dtype not in DTYPES:
-        raise BadInput(f"a result is written as {', '.join(WRITABLE)} of {', '.join(DTYPES)}, got {ending} of {dtype}")
     assert task.grid is not None
-    name = f"volsam-{secrets.token_hex(6)}{ending}"
+    name = f"volsam-{secrets.token_hex(6)}{task.ending}"
     if output != "json":
         with task.clock("write"):
-            write_volume(Volume(values.astype(dtype)[None], task.grid, "labels"), folder / name)
+            write_volume(Volume(values.astype(task.dtype)[None], task.grid, "labels"), folder / name)
     said = {
         "label_names": task.label_names,
         "latencies": latencies(task.clock),

@@ -32,6 +32,7 @@ from volsam.server.dialects.monai_label.app import App
 from volsam.server.dialects.monai_label.datastore import FINAL, Datastore, Image
 from volsam.server.dialects.monai_label.labels import checksum
 from volsam.server.problems import Problem
+from volsam.server.store import RECORD
 from volsam.server.volumes import Origin, load
 
 STRATEGIES: dict[str, Any] = {
@@ -115,10 +116,13 @@ class Doubt:
         return found
 
     def _key(self, image: Image, session: str | None, places: list[NDArray[np.float64]]) -> tuple[Any, ...]:
-        path = self._store.path(image)
-        if session is not None:
-            return (image.file, session, (self._core.store.place(session) / "session.json").stat().st_mtime)
-        return (image.file, path.stat().st_mtime, *(tuple(np.round(place, 2)) for place in places))
+        try:
+            if session is not None:
+                return (image.file, session, (self._core.store.place(session) / RECORD).stat().st_mtime)
+            modified = self._store.path(image).stat().st_mtime
+        except (VolsamError, OSError):  # a link to elsewhere, or gone
+            modified = 0.0
+        return (image.file, modified, *(tuple(np.round(place, 2)) for place in places))
 
     def _expected(self, image: Image, session: str | None, places: list[NDArray[np.float64]]) -> float:
         try:
@@ -134,7 +138,7 @@ class Doubt:
                 guess.add(Click((x, y, z)))
                 guesses.append(guess.quality or 0.0)
             return min(guesses)
-        except (VolsamError, ValueError):
+        except (VolsamError, OSError, ValueError):
             return float("inf")
 
     def _typical(self) -> list[NDArray[np.float64]]:

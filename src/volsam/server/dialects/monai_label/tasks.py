@@ -63,6 +63,7 @@ class Task:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,  # so that whatever it starts ends with it
             )
             self._process = process

@@ -1,6 +1,6 @@
 """volsam-s adapted to the labels of a datastore: a dataset made of them, a run of `volsam train adapt`, and its model.
 
-STUDIES/.volsam/training/DATE/dataset    the labelled images, in the layout of nnU-Net
+STUDIES/.volsam/training/DATE/dataset    the labelled images in the layout of nnU-Net, while the run goes on
                              /run        the model, as `volsam train` leaves it; `volsam predict` takes it too
                              /log.txt    what the run has said
 """
@@ -25,7 +25,7 @@ from volsam.errors import BadFile, BadInput, MissingExtra
 from volsam.inference.automatic import AutomaticModel
 from volsam.server.core import Core
 from volsam.server.dialects.monai_label.datastore import Datastore, Image, Label, named_values, require_same
-from volsam.server.dialects.monai_label.tasks import Task
+from volsam.server.dialects.monai_label.tasks import Stopped, Task
 from volsam.server.problems import Problem
 from volsam.server.volumes import clean_name
 from volsam.training.run import LOG, Record, RunFolder
@@ -100,9 +100,12 @@ class Trainer:
                 task.say(f"training on {count} labelled images")
                 task.command(_command(place, settings, self._core.settings.device), place / "log.txt")
                 task.result = self.progress()
+            except Stopped:
+                self._now = None
+                shutil.rmtree(place, ignore_errors=True)
+                raise
             finally:
-                if not self._now.is_dir():
-                    shutil.rmtree(place, ignore_errors=True)
+                shutil.rmtree(place / "dataset", ignore_errors=True)
 
         return train
 

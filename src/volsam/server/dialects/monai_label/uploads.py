@@ -24,11 +24,13 @@ from volsam.errors import BadInput
 from volsam.server.api.files import sent_file
 from volsam.server.core import Core
 from volsam.server.problems import Problem
+from volsam.server.store import DAY
 from volsam.server.uploads import PIECE, upload_limit
 from volsam.server.volumes import clean_name
 
 EXPIRY = 3600  # seconds, and no more than that
 MOST_FILES = 10_000
+PREFIX = "monai-label-"
 
 
 @dataclass
@@ -68,7 +70,10 @@ class Uploads:
 
     def __init__(self, core: Core) -> None:
         self.core = core
-        self.folder = Path(tempfile.mkdtemp(dir=core.store.folder, prefix="monai-label-"))
+        for left in core.store.folder.glob(f"{PREFIX}*"):  # by a server that was killed
+            if time.time() - left.stat().st_mtime > DAY:
+                shutil.rmtree(left, ignore_errors=True)
+        self.folder = Path(tempfile.mkdtemp(dir=core.store.folder, prefix=PREFIX))
         self._all: dict[str, Uploaded] = {}
         self._lock = threading.Lock()
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
