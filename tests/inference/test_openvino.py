@@ -95,7 +95,6 @@ def test_a_click_does_not_go_through_torch(engine: OpenVinoSegmenter, monkeypatc
     engine.draft(features, prompts(mask=True))
 
 
-@pytest.mark.parametrize("said", [prompts(3), prompts(0, mask=True), prompts(1, batch=3), PromptBatch()])
 def test_the_first_clicks_wait_for_nothing(a_network: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "recorded", lambda _: a_network)
     started = OpenVinoSegmenter(a_segmenter())
@@ -104,6 +103,20 @@ def test_the_first_clicks_wait_for_nothing(a_network: object, monkeypatch: pytes
         same(started, a_segmenter(), prompts(mask=clicks > 0))
 
 
+def test_torch_answers_where_openvino_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: Segmenter) -> None:
+        raise RuntimeError("Exception from somewhere:\nno such operation")
+
+    monkeypatch.setattr(openvino, "recorded", fail)
+    monkeypatch.setattr(openvino, "FIRST_CLICKS", 0)
+    failing = OpenVinoSegmenter(a_segmenter())
+    with caplog.at_level(logging.WARNING):
+        for mask in (False, True):
+            same(failing, a_segmenter(), prompts(mask=mask))
+    assert caplog.text.count("OpenVINO cannot compute the clicks of this network (no such operation)") == 1
+
+
+@pytest.mark.parametrize("said", [prompts(3), prompts(0, mask=True), prompts(1, batch=3), PromptBatch()])
 def test_other_prompts_are_answered_too(engine: OpenVinoSegmenter, said: PromptBatch) -> None:
     same(engine, a_segmenter(), said)
 

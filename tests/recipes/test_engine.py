@@ -1,5 +1,6 @@
 """What computes a network: chosen by name, by the environment or by what is installed, and the same answers by all."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -56,6 +57,17 @@ def test_without_the_library_it_is_torch_unless_asked(monkeypatch: pytest.Monkey
     assert choose_engine(None, "cpu") == "torch"
     with pytest.raises(NotSupported, match=r'pip install "volsam\[openvino\]", or take the engine torch'):
         choose_engine("openvino", "cpu")
+
+
+def test_a_library_that_does_not_load_is_said_and_torch_answers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine, "find_spec", lambda _: object())
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    network = a_network()
+    with caplog.at_level(logging.WARNING):
+        assert prepared(network, "mine", "cpu", "auto") is network
+    assert "clicks of mine go through torch" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ class OpenVinoSegmenter:
         self._threads = 0
         self._request: Any = None
         self._answered = 0
+        self._failed = False
 
     @property
     def segmenter(self) -> Segmenter:
@@ -118,10 +119,8 @@ class OpenVinoSegmenter:
         said = PromptBatch() if prompts is None else prompts
         tokens, _ = self._segmenter.prompt_encoder(PromptBatch(said.points, said.labels, said.boxes))
         alone = features.embedding.shape[0] == said.batch == 1 and tokens.shape[1] == TOKENS and said.absent is None
-        if not alone or candidates != "one" or (self._request is None and self._answered < FIRST_CLICKS):
-            self._answered += 1
+        if not alone or candidates != "one" or not self._takes_over():
             return self._segmenter.draft(features, said, candidates)
-        self.ready()
         mask = torch.zeros(1, 1, *_mask_shape(self.config)) if said.mask is None else said.mask
         given = torch.full((1,), float(said.mask is not None))
         for index, tensor in enumerate((features.embedding, tokens, mask, given)):
@@ -144,6 +143,19 @@ class OpenVinoSegmenter:
         low_res, quality = self.draft(features, prompts, candidates)
         d, h, w = features.image.shape[2:]
         return Prediction(enlarge(low_res, (d, h, w)), quality, low_res)
+
+    def _takes_over(self) -> bool:
+        """Whether OpenVINO answers the next click, for which it is made ready; not the first few, nor if it fails."""
+        self._answered += 1
+        if self._failed or (self._request is None and self._answered <= FIRST_CLICKS):
+            return False
+        try:
+            self.ready()
+        except RuntimeError as error:
+            reason = str(error).strip().rpartition("\n")[2]
+            log.warning("OpenVINO cannot compute the clicks of this network (%s): torch does", reason)
+            self._failed = True
+        return not self._failed
 
     def _recorded(self) -> Any:
         """The network of a click as OpenVINO has it: from the folder, or made, and put there."""

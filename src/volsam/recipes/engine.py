@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib.util import find_spec
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from volsam.errors import BadInput, NotSupported
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,7 +71,13 @@ def prepared(network: nn.Module, name: str, device: str, wanted: str | None = No
     from volsam.inference.openvino import OpenVinoSegmenter
     from volsam.recipes.store import home
 
-    return OpenVinoSegmenter(cast(Segmenter, network), home() / "openvino")
+    try:
+        return OpenVinoSegmenter(cast(Segmenter, network), home() / "openvino")
+    except NotSupported as error:
+        if _wanted(wanted) == "openvino":
+            raise
+        log.warning("%s: clicks of %s go through torch", error, name)
+        return network
 
 
 def no_engine(name: str) -> NotSupported:
