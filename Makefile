@@ -2,6 +2,7 @@
 # make test    sets everything up, then runs every check, the documentation build and every test
 # make check   the same without the slow parts, in under two minutes
 # make docs    builds the documentation into site/
+# make slicer-env   the environment in which the 3D Slicer module is tested, 1.1 GB; make test makes it
 # make bench   times what this project promises about time and memory; wants a quiet machine
 # make clean   removes what the others have made, the environment included
 #
@@ -17,6 +18,8 @@ READY := $(VENV)/.ready-$(VERSION)
 CONSTRAINTS := .ci/constraints.txt
 # What the tests want beside the package itself.
 EXTRAS := itk,dicom,train,serve,openvino,dev
+SLICER := .venv-slicer
+SLICER_PACKAGES := 'trame-slicer[standalone]==2.0.0' pytest
 # Two workers with one thread each: the cores that there surely are. UTF-8 whatever the locale says, or is left at by a
 # library: SimpleITK sets the one of a thread to C when it writes a DICOM file.
 PYTEST := OMP_NUM_THREADS=1 PYTHONUTF8=1 $(BIN)/python -m pytest -q -n 2
@@ -28,12 +31,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := test
-.PHONY: demo test check style docs bench clean
+.PHONY: demo test check style docs slicer-env bench clean
 
 demo: $(READY)
 	$(BIN)/volsam demo
 
-test: style docs
+test: style docs slicer-env
 	$(PYTEST)
 
 check: style
@@ -48,12 +51,19 @@ style: $(READY)
 docs: $(READY)
 	$(BIN)/mkdocs build --strict --quiet
 
+# Slicer's libraries, apart from everything else. Without them the tests of the module are skipped and say so.
+slicer-env: $(READY)
+	@test -x $(SLICER)/bin/python || { $(BIN)/python -m venv --clear $(SLICER) && \
+	  { $(BIN)/python -m uv pip install -q --python $(SLICER)/bin/python $(SLICER_PACKAGES) || \
+	    $(SLICER)/bin/python -m pip install -q $(SLICER_PACKAGES); }; } || \
+	  { rm -rf $(SLICER); echo 'the 3D Slicer module is not tested: its environment could not be made' >&2; }
+
 bench: $(READY)
 	$(BIN)/python benchmarks/start/run.py
 	$(BIN)/python benchmarks/large_volume/run.py
 
 clean:
-	rm -rf $(VENV) site demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SLICER) site demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # torch first and by pip, which knows where this machine keeps its build; then everything else by uv, which is faster,
 # or by pip where there is no uv. Neither may replace torch.

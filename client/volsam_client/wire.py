@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 BITS = "bits+deflate"
+NIFTI_2 = 540  # bytes of its header, which begins with that number
 
 
 def decoded(part: Mapping[str, Any]) -> NDArray[Any]:
@@ -53,7 +54,8 @@ def window_of(part: Mapping[str, Any]) -> tuple[slice, slice, slice]:
 
 
 def nifti_values(packed: bytes, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """The voxels (i, j, k) of a .nii.gz of float32, as the server writes it."""
+    """The voxels (i, j, k) of a .nii.gz of float32, as the server writes it: NIfTI-1, or -2 for a finer affine."""
     content = gzip.decompress(packed)
-    first = int(np.frombuffer(content, "<f4", 1, 108)[0])
+    second = np.frombuffer(content, "<i4", 1)[0] == NIFTI_2
+    first = int(np.frombuffer(content, "<i8", 1, 168)[0] if second else np.frombuffer(content, "<f4", 1, 108)[0])
     return np.frombuffer(content, "<f4", int(np.prod(shape)), first).reshape(shape, order="F")

@@ -1,0 +1,112 @@
+"""What a user sees, drawn offscreen; with VOLSAM_PICTURES=docs/images these are the pictures of the documentation."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scenes import MIDDLE, add_ball, load
+from VolSamLib import geometry
+
+EDGE = 420  # pixels
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return Path(os.environ.get("VOLSAM_PICTURES", tmp_path))
+
+
+@pytest.fixture
+def views(app, scene):
+    """Axial, coronal and sagittal, as Slicer's libraries draw them."""
+    from trame_slicer.views import SliceView
+
+    made = []
+    for name in ("Axial", "Coronal", "Sagittal"):
+        view = SliceView(scene, app.app_logic, name)
+        view.render_window().SetSize(EDGE, EDGE)
+        view.interactor().UpdateSize(EDGE, EDGE)
+        view.set_orientation(name)
+        made.append(view)
+    yield made
+    for view in made:
+        view.finalize()
+
+
+def picture(views, volume, world) -> np.ndarray:
+    """The three views through a place, side by side: (rows, columns, 3)."""
+    from vtk.util.numpy_support import vtk_to_numpy
+    from vtkmodules.vtkRenderingCore import vtkWindowToImageFilter
+
+    drawn = []
+    for view in views:
+        view.set_background_volume_id(volume.GetID())
+        view.fit_view_to_content()
+        view.mrml_view_node.JumpSliceByCentering(*(float(value) for value in world))
+        view.render()
+        grab = vtkWindowToImageFilter()
+        grab.SetInput(view.render_window())
+        grab.ReadFrontBufferOff()
+        grab.Update()
+        image = grab.GetOutput()
+        columns, rows, _ = image.GetDimensions()
+        drawn.append(vtk_to_numpy(image.GetPointData().GetScalars()).reshape(rows, columns, -1)[::-1, :, :3])
+    return np.concatenate(drawn, axis=1)
+
+
+def colourful(drawn: np.ndarray) -> int:
+    """How many pixels are not grey."""
+    return int((np.ptp(drawn.astype(int), axis=-1) > 25).sum())
+
+
+def test_the_segment_is_seen_where_it_is(logic, views, pictures):
+    from VolSamLib.marks import Marks
+
+    marks = Marks(logic)
+    atrium = an_atrium()
+    if atrium is None:
+        volume = add_ball()
+        clicks = [(MIDDLE, True), (np.add(MIDDLE, (6, 0, 0)), True), (np.add(MIDDLE, (14, 0, 0)), False)]
+    else:
+        volume, clicks = atrium
+    logic.choose(volume)
+    world = geometry.to_world(volume, clicks[0][0])
+    plain = colourful(picture(views, volume, world))
+    logic.click(world)
+    assert logic.wait()
+    marks.show()
+    first = picture(views, volume, world)
+    assert colourful(first) > plain + 500
+    for voxel, positive in clicks[1:]:
+        logic.click(geometry.to_world(volume, voxel), positive)
+    assert logic.wait()
+    marks.show()
+    refined = picture(views, volume, world)
+    assert not np.array_equal(first, refined)
+    logic.ask_doubt()
+    assert logic.wait()
+    logic.segments.node.SetDisplayVisibility(False)
+    bands = picture(views, volume, world)
+    assert colourful(bands) > 500
+    for name, drawn in (("first-click", first), ("refined", refined), ("bands", bands)):
+        Image.fromarray(drawn).save(pictures / f"slicer-{name}.png", optimize=True)
+
+
+def an_atrium():
+    """A left atrium with a click in its middle and two that correct, if real volumes are at hand."""
+    beside = Path(__file__).resolve().parents[4] / "shared" / "data"
+    folder = Path(os.environ.get("VOLSAM_DATA", beside)) / "left_atrium"
+    if not folder.is_dir():
+        return None
+    image = min((folder / "imagesTr").glob("*.nii.gz"))
+    volume = load(image)
+    truth = geometry.voxels_of(load(folder / "labelsTr" / image.name.replace("_0000.", "."))) > 0
+    places = np.argwhere(truth)
+    middle = places[np.linalg.norm(places - places.mean(axis=0), axis=1).argmin()]
+    outside = middle.copy()
+    while truth[tuple(outside)] and outside[1] > 4:
+        outside[1] -= 1
+    return volume, [(middle, True), ((middle + outside) // 2, True), (outside - (0, 4, 0), False)]
