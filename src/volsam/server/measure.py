@@ -97,7 +97,7 @@ def corners_by_slice(mask: NDArray[np.bool_], axis: int) -> dict[int, Points]:
     The longest lines within a slice and within the whole object end at such voxels, and there are few of them.
     """
     slices = np.moveaxis(mask, axis, 0)
-    filled = slices.any(axis=2)
+    filled = np.asarray(np.any(slices, axis=2))
     first = slices.argmax(axis=2)
     last = slices.shape[2] - 1 - slices[:, :, ::-1].argmax(axis=2)
     found = {}
