@@ -81,6 +81,7 @@ def test_a_report_is_four_files_that_say_the_same(tmp_path):
     assert "0.675" in text
     assert "case 9: no label" in text
     assert "| 2 clicks |" in text
+    assert "| small | 100 to 101 | 4 |" in text
 
 
 def test_a_page_needs_nothing_beside_it(tmp_path):

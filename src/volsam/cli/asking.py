@@ -155,6 +155,8 @@ def fingerprint(model: str) -> str | None:
     path = Path(model)
     if path.is_file():
         return store.checksum(path)[:16]
-    files = sorted(file for file in path.rglob("*") if file.suffix in WEIGHTS) if path.is_dir() else []
+    files = sorted(file for file in path.glob("*") if file.suffix in WEIGHTS) if path.is_dir() else []
+    # Of a training run those that count are its best; what it goes on from is large and no part of the model.
+    files = [file for file in files if file.stem == "best"] or files
     together = hashlib.sha256("".join(store.checksum(file) for file in files).encode())
     return together.hexdigest()[:16] if files else None

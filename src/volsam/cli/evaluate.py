@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,7 +144,7 @@ def evaluate(
         learnt = learnt_by(model)
         source = _source(dataset, split, fold, objects, learnt)
     with steps("model"):
-        kind = _protocol(protocol, model, source.cases, clicks, where, per)
+        kind = protocol or _protocol(model, device, source.cases, clicks, where, per)
         question = Question(kind, clicks, where, per, by, tolerance, plane, stride, seed)
         trial = _trial(question, by, model, device, source)
     settings = _settings(question, by, model, source, f"{split}, fold {fold}" if fold else split)
@@ -177,21 +178,30 @@ def _source(dataset: Path, split: str, fold: int, objects: str | None, learnt: L
     return source_of(dataset, split, fold, objects)
 
 
-def _protocol(wanted: str | None, model: str, cases: Sequence[Case], clicks: int | None, where: str, per: str) -> str:
-    """The protocol that was asked for, or the one that suits the model."""
+def _protocol(model: str, device: str, cases: Sequence[Case], clicks: int | None, where: str, per: str) -> str:
+    """The protocol that suits what was asked for, or the model."""
     from volsam.cli.asking import predictions_in
 
-    if wanted is not None:
-        return wanted
     if clicks is not None or where != "deepest" or per != "volume":
         return "clicks"
     if predictions_in(Path(model), cases):
         return "automatic"
-    return "clicks" if _automatic_model(model, "cpu") is None else "automatic"
+    return "automatic" if _takes_no_prompts(model, device) else "clicks"
 
 
+def _takes_no_prompts(model: str, device: str) -> bool:
+    """Whether a model is automatic; what a card tells need not be loaded."""
+    from volsam.recipes import store
+    from volsam.recipes.recipe import choose_device
+
+    if store.is_stored(model):
+        return not store.stored(model).card.prompts
+    return _automatic_model(model, choose_device(device)) is not None
+
+
+@lru_cache(maxsize=1)
 def _automatic_model(model: str, device: str) -> Any:
-    """The model if it takes no prompts, else None."""
+    """The model if it takes no prompts, else None; loaded once."""
     import volsam.recipes.volsam_s  # noqa: F401  registers itself
     from volsam.recipes.importing import load_automatic
     from volsam.recipes.recipe import recipes

@@ -127,7 +127,7 @@ def chosen_cases(folder: Path, split: str = "test", fold: int = 0) -> tuple[Data
             f"{folder} has no test part: neither labelsTs nor {NAME}; give --split all, or a file that lists cases"
         )
     path = Path(split)
-    if not path.is_file():
+    if not path.exists() or path.is_dir():  # not is_file: a pipe will do
         raise BadInput(f"--split is test, train, all, or a file that lists cases; there is no file {split}")
     return training, _labelled(_named(_listed(path, fold), everything, folder), split)
 

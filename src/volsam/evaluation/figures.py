@@ -31,7 +31,7 @@ def curves(lines: Sequence[Line], x: str, y: str, ticks: Sequence[str] | None = 
     figure, axes = _figure()
     for line, colour in zip(lines, _colours(len(lines)), strict=True):
         for single in line.singles:
-            axes.plot(line.places[: len(single)], single, color=colour, alpha=0.12, linewidth=0.8)
+            axes.plot(line.places[: len(single)], single, color=colour, alpha=0.25, linewidth=0.7)
         axes.plot(line.places, [mean.value for mean in line.means], "o-", color=colour, label=line.name)
         axes.fill_between(
             line.places, [mean.low for mean in line.means], [mean.high for mean in line.means], color=colour, alpha=0.2

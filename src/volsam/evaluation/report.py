@@ -24,6 +24,8 @@ from volsam.evaluation.study import FORMAT, VERSION, Row, as_record, from_record
 TITLES = {"dice": "Dice", "iou": "IoU", "nsd": "NSD", "hd": "HD", "hd95": "HD95", "assd": "ASSD"}
 # An object is taken for found once it reaches this.
 GOOD = 0.85
+# Fewer objects are not told apart by size.
+FEWEST_FOR_SIZES = 9
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ def blocks_of(report: Report, folder: Path) -> Iterator[Block]:
         values = {name: _counted(report, "dice", name) for name in report.objects}
         if any(np.isfinite(each).any() for each in values.values()):
             yield Drawing(figures.spread(values, "Dice"), "Dice of every case; the box holds the middle half.")
+    yield from _size_blocks(report)
     if len(report.steps) > 1:
         yield from _step_blocks(report)
     yield from _worst_blocks(report, folder)
@@ -237,6 +240,24 @@ def _challenge_blocks(report: Report) -> Iterator[Block]:
     yield Text(
         f"{over:.0f} cases took longer than {TIME_LIMIT:g} s for each class; the challenge scores such cases 0, here "
         "they keep their scores, since the machine is another."
+    )
+
+
+def _size_blocks(report: Report) -> Iterator[Block]:
+    """Small, middle and large objects apart, where there are enough of them: what is small is hard."""
+    rows = sorted((row for row in report.rows if row.voxels), key=lambda row: row.voxels)
+    if len(rows) < FEWEST_FOR_SIZES:
+        return
+    thirds = [rows[len(rows) * part // 3 : len(rows) * (part + 1) // 3] for part in range(3)]
+    shown = ("dice", "nsd", "hd95")
+    yield Heading("By size")
+    yield Table(
+        ["objects", "voxels", "number", *(_title(measure, report.rule) for measure in shown)],
+        [
+            [name, f"{third[0].voxels:,} to {third[-1].voxels:,}", str(len(third))]
+            + [_with_interval(mean_of(values_of(third, report.rule, measure), report.rule)) for measure in shown]
+            for name, third in zip(("small", "middle", "large"), thirds, strict=True)
+        ],
     )
 
 
