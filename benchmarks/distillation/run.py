@@ -156,7 +156,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# A student with and without its teacher",
         "",
         "Made by `benchmarks/distillation/run.py`, on labelled scans whose licence permits it and invented volumes. "
-        "Mean Dice over the objects of held-out cases after so many simulated clicks on the deepest point of the error. "
+        "Mean Dice over the objects of held-out cases after so many clicks on the deepest point of the error. "
         "Minutes are of processor time on one thread; encoding is the median of seven, in processor seconds.",
         "",
         f"Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python "
