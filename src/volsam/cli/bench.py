@@ -234,15 +234,7 @@ def _run(
     result = Result(suite, candidates, [], probes)
     with steps(f"{suite}: rehearsing"):
         result.gflop = benchmark.rehearse(candidates)
-        # One plain round of those that must agree: as warm-up, and to compare what the timed calls compute.
-        by_name = {candidate.name: candidate for candidate in candidates}
-        peers = {candidate.peer for candidate in candidates if candidate.same}
-        exact = [candidate for candidate in candidates if candidate.same or candidate.name in peers]
-        benchmark.measure(exact, rounds=1, threads=passes[0], device=settings.device, warm_ups=0)
-    for candidate in candidates:
-        if candidate.same and candidate.peer in by_name:
-            found = benchmark.agreement(candidate.outputs(), by_name[candidate.peer].outputs())
-            result.agreements[candidate.name] = found
+    by_name = {candidate.name: candidate for candidate in candidates}
     for index, threads in enumerate(passes):
         with steps(f"{suite}: {rounds} rounds on {threads} threads"):
             seed = settings.seed + index
@@ -250,6 +242,11 @@ def _run(
                 candidates, rounds=rounds, threads=threads, device=settings.device, warm_ups=0, seed=seed
             )
             result.passes.append(measured)
+        if index == 0:  # compared is what the timed calls compute
+            for candidate in candidates:
+                if candidate.same and candidate.peer in by_name:
+                    found = benchmark.agreement(candidate.outputs(), by_name[candidate.peer].outputs())
+                    result.agreements[candidate.name] = found
     if MEASURABLE:
         with steps(f"{suite}: memory, each alone"):
             result.memory = _memory(suite, names, settings, [candidate.name for candidate in candidates])

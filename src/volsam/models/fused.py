@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from volsam.models.winograd import Winograd, is_suited
+
 
 def linear_gelu(
     x: Float[Tensor, "*b c"], weight: Float[Tensor, "e c"], bias: Float[Tensor, " e"] | None
@@ -40,9 +42,13 @@ class PackedLinear(nn.Module):
 
 
 def pack(network: nn.Module, rows: int) -> None:
-    """Replace the plain linear layers of a network by packed ones, in place, where there is a kernel for them."""
+    """Replace the plain linear layers of a network by packed ones, where there is a kernel for them, and convolutions
+    of 3³ voxels by Winograd's; in place.
+    """
     for name, layer in list(network.named_children()):
-        if type(layer) is not nn.Linear:
+        if is_suited(layer):
+            setattr(network, name, Winograd(layer))
+        elif type(layer) is not nn.Linear:
             pack(layer, rows)
         elif _has_kernel() and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32:
             setattr(network, name, PackedLinear(layer, rows))

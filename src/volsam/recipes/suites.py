@@ -147,7 +147,7 @@ def candidate(suite: Suite, sides: Built, which: Which, settings: Settings) -> C
     run = Running(used, sides.pair, which, settings)
     steps, outputs = run.steps(suite)
     found = Candidate(name, steps, count, outputs, flags=(settings.dtype,) if run.mixed else ())
-    if isinstance(used, OpenVinoSegmenter):
+    if isinstance(used, OpenVinoSegmenter) and suite == "click":
         counted, _ = Running(used.segmenter, sides.pair, which, settings).steps(suite)
         found = replace(found, flags=("openvino",), ready=used.ready, counted=counted)
     return found
