@@ -89,6 +89,7 @@ def measure(folder: Path, serving: Serving, rounds: int) -> tuple[list[Sample], 
             if not np.array_equal(session.mask, alone.mask.data[0]):
                 sys.exit("the masks differ")
             _timed("reset", {"bare": alone.reset, "http": session.reset}, order, samples, number, session)
+            print(f"round {number} of {rounds} done", file=sys.stderr, flush=True)
     return samples, opening
 
 

@@ -57,16 +57,16 @@ class Serving:
         self.end()
 
 
-def ball(shape: Sequence[int], radius: float, seed: int = 0) -> NDArray[np.int16]:
+def ball(shape: Sequence[int], radius: int, seed: int = 0) -> NDArray[np.int16]:
     """Soft tissue with noise, and a brighter ball in the middle, in Hounsfield units."""
     rng = np.random.default_rng(seed)
-    values = np.empty(shape, np.int16, order="F")
-    middle = (np.array(shape) - 1) / 2
-    x, y = np.ogrid[: shape[0], : shape[1]]
-    flat = (x - middle[0]) ** 2 + (y - middle[1]) ** 2
-    for k in range(shape[2]):
-        inside = flat + (k - middle[2]) ** 2 < radius**2
-        values[:, :, k] = rng.normal(40, 15, flat.shape) + 80 * inside
+    noise = rng.normal(40, 15, (64, 64, 64)).astype(np.int16)
+    values = np.tile(noise, [-(-size // 64) for size in shape])[: shape[0], : shape[1], : shape[2]]
+    values = np.asarray(values, order="F")
+    first = [size // 2 - radius - 1 for size in shape]
+    part = values[tuple(slice(low, low + 2 * radius + 2) for low in first)]
+    places = np.indices(part.shape) - (radius + 0.5)
+    part[np.linalg.norm(places, axis=0) < radius] += 80
     return values
 
 
