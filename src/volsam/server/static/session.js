@@ -87,9 +87,9 @@ export class Session extends EventTarget {
   }
 
   async refreshPrompts() {
-    const { current } = this.state;
-    const answer = await this.api.call("GET", `session/prompts?object=${current}&space=voxel`);
-    if (current !== this.state.current) return;
+    const asked = (this.asked = Symbol("the latest question, whose answer counts"));
+    const answer = await this.api.call("GET", `session/prompts?object=${this.state.current}&space=voxel`);
+    if (asked !== this.asked) return;
     this.prompts = answer.prompts;
     this.#tell("prompts");
   }
