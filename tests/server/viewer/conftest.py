@@ -111,8 +111,10 @@ class Viewer:
         self.address = address
         self.complaints: list[str] = []
         self.forgiven: list[str] = []
+        self.refused: list[str] = []
         page.set_default_timeout(WAIT_MS)
         page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
+        page.on("response", lambda answer: answer.status >= 400 and self.refused.append(f"{answer.status} {answer.url}"))
         page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
 
     def forgive(self, *words: str) -> None:
@@ -230,4 +232,4 @@ def viewer(chromium: str, server: Server) -> Iterator[Viewer]:
         yield made
         browser.close()
     bad = [text for text in made.complaints if not any(word in text for word in (*HARMLESS, *made.forgiven))]
-    assert not bad, bad
+    assert not bad, (bad, made.refused)

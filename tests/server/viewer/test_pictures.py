@@ -55,7 +55,7 @@ def test_pictures_of_the_page_are_made(viewer: Viewer, studies: Path) -> None:
     viewer.picture("viewer-doubt.png")
 
     viewer.page.keyboard.press("u")
-    viewer.press("a", "a", "d", "1")
+    viewer.press("h", "a", "a", "d", "1")
     viewer.picture("viewer-projector.png")
     for picture in Path(os.environ["VOLSAM_PICTURES"]).glob("viewer*.png"):
         assert picture.stat().st_size < LARGEST, picture

@@ -19,6 +19,7 @@ def test_the_page_goes_on_after_the_server_was_started_again(viewer: Viewer, ser
     viewer.open()
     viewer.click("axial", BALL)
     mask = viewer.mask(1, SHAPE)
+    viewer.page.wait_for_selector("#measurements dt")  # nothing is asked for while it stops
     viewer.forgive("ERR_CONNECTION_REFUSED", "410", "ERR_EMPTY_RESPONSE", "ERR_CONNECTION_RESET")
     server.stop()
     viewer.page.mouse.click(*viewer.place_of("axial", (30, 20, 14)))

@@ -54,11 +54,13 @@ export class Api extends EventTarget {
   /** As `call`, but gives the response itself, for files. `body` may be JSON, or a File or Blob that is sent as it is. */
   async response(method, path, body) {
     await this.#ready(method, path);
+    const { lease } = this;
     try {
       return await this.#fetch(method, path, body);
     } catch (error) {
       if (error.code !== "lease") throw error;
-      this.lease = null; // it ended before the call did anything, so the call may be made again
+      // It ended before the call did anything, so the call may be made again; others may have claimed one meanwhile.
+      if (this.lease === lease) this.lease = null;
       await this.#ready(method, path);
       return this.#fetch(method, path, body);
     }
@@ -129,6 +131,7 @@ export class Api extends EventTarget {
 
   /** A lease, and in it the session, unless the call opens one. */
   async #ready(method, path) {
+    await this.resuming;
     if (this.lease) return;
     const opens = method === "POST" && /^session($|\/file|\/array)/.test(path);
     if (this.session && !opens) await this.resume();
@@ -141,11 +144,12 @@ export class Api extends EventTarget {
   }
 
   async #heartbeat() {
-    if (!this.lease || this.lost) return;
+    const { lease } = this;
+    if (!lease || this.lost || this.resuming) return;
     try {
       await this.#fetch("POST", "lease/heartbeat");
     } catch (error) {
-      if (error.code === "lease") this.lease = null; // claimed again, and resumed, with the next action
+      if (error.code === "lease" && this.lease === lease) this.lease = null; // claimed again, and resumed, with the next action
       if (error.code === "gone") this.whenBack();
     }
   }

@@ -18,6 +18,7 @@ export class Session extends EventTarget {
     this.state = null;
     this.prompts = [];
     this.waiting = 0;
+    this.asked = 0;
     this.last = Promise.resolve();
     this.heat = null;
     api.addEventListener("resumed", ({ detail }) => this.#take(detail, false));
@@ -87,9 +88,9 @@ export class Session extends EventTarget {
   }
 
   async refreshPrompts() {
-    const { current } = this.state;
-    const answer = await this.api.call("GET", `session/prompts?object=${current}&space=voxel`);
-    if (current !== this.state.current) return;
+    const asked = ++this.asked; // of several questions on their way the last one counts
+    const answer = await this.api.call("GET", `session/prompts?object=${this.state.current}&space=voxel`);
+    if (asked !== this.asked) return;
     this.prompts = answer.prompts;
     this.#tell("prompts");
   }
