@@ -33,7 +33,7 @@ from volsam.volume import Volume
 INDEX = "datastore_v2.json"
 FINAL, ORIGINAL = "final", "original"
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-SERIES = re.compile(r"[0-9]+(\.[0-9]+){3,}")
+SERIES = re.compile(r"[0-9]+(\.[0-9]+)+")
 # Two grids are one when no corner voxel lies farther apart than this part of a voxel; headers are float32.
 SAME_PLACE = 0.02
 LONGEST_ID = 200
