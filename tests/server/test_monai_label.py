@@ -192,7 +192,7 @@ def test_labels_are_answered_together_and_only_those_to_be_seen_are_named(desk, 
     (studies / "dataset.json").write_text(json.dumps({"labels": {"liver": 1, "spleen": 2, "kidney": 3}}))
     parts = {"liver": [A], "kidney": [B], "spleen": [], "background": [C], "label": "liver"}
     said, labels = desk.infer("balls-labels", parts)
-    assert said["label_names"] == {"liver": 1, "kidney": 2}
+    assert said["label_names"] == {"liver": 1, "kidney": 3}
     masks = {}
     for name, voxel in (("liver", A), ("kidney", B)):
         session = Session(type(a_model)(), a_small_ct)
@@ -200,7 +200,7 @@ def test_labels_are_answered_together_and_only_those_to_be_seen_are_named(desk, 
         session.add(click(session, C, False))
         masks[name] = session.mask.data > 0
     assert np.array_equal(labels.data == 1, masks["liver"])
-    assert np.array_equal(labels.data == 2, masks["kidney"] & ~masks["liver"])
+    assert np.array_equal(labels.data == 3, masks["kidney"] & ~masks["liver"])
 
 
 def test_a_client_without_a_model_gets_the_names_of_labels(desk):
@@ -250,6 +250,10 @@ def test_a_dicom_series_is_found_by_its_uid_and_answered_with_segments(desk, stu
     desk.ask("POST", "/infer/balls?image=ct&output=dicom_seg", 409, data={"params": json.dumps({"foreground": [A]})})
     assert desk.ask("GET", f"/datastore/image?image={uid}").headers["content-disposition"].endswith("series.nii.gz")
     desk.ask("GET", "/datastore/image?image=1.2.3.4.5", 404)
+    for path in (studies / "ct.nii.gz", studies / "more" / "mr.nii"):
+        path.unlink()
+    sample = desk.ask("POST", "/activelearning/first", json={}).json()
+    assert (sample["id"], sample["SeriesInstanceUID"], sample["PatientID"]) == ("series", uid, "P7")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
 ANONYMOUS = "anonymous"
 
 Masks = dict[str, NDArray[np.bool_]]
-"""(i j k) by name of the label, in the order of their values."""
+"""(i j k) by name of the label."""
 
 
 @dataclass
@@ -196,12 +196,14 @@ def _asked(
         return _scribbled(task, session, answer)
     if kind == "deepgrow":
         name = str(asked.get("label") or "object")
+        values = {name: 1}
         wanted = {name: asking.one_object(asked, grid)}
     else:
-        names = list(dict.fromkeys([*app.labels, *_lists(asked)]))
-        wanted = asking.many_objects(asked, [name for name in names if name != BACKGROUND], grid)
+        names = [name for name in dict.fromkeys([*app.labels, *_lists(asked)]) if name != BACKGROUND]
+        values = {name: value for value, name in enumerate(names, 1)}
+        wanted = asking.many_objects(asked, names, grid)
     masks = {name: answer(name, prompts, False) for name, prompts in wanted.items()}
-    return _composed(task, masks, grid)
+    return _composed(task, masks, values, grid)
 
 
 def _lists(asked: dict[str, Any]) -> list[str]:
@@ -210,21 +212,19 @@ def _lists(asked: dict[str, Any]) -> list[str]:
     return [key for key, value in asked.items() if isinstance(value, list) and value and key not in known]
 
 
-def _composed(task: Task, masks: Masks, grid: Grid) -> NDArray[np.integer[Any]]:
+def _composed(task: Task, masks: Masks, values: dict[str, int], grid: Grid) -> NDArray[np.integer[Any]]:
     """A label map; where masks meet, the label that is worked on is seen. Names are of those that are to be seen only:
     Slicer names what it finds one after the other.
     """
-    whole = np.zeros(grid.shape, np.uint8 if len(masks) < 256 else np.uint16, order="F")
+    whole = np.zeros(grid.shape, np.uint8 if max(values.values()) < 256 else np.uint16, order="F")
     now = task.asked.get("label")
-    for value, (name, mask) in sorted(enumerate(masks.items(), 1), key=lambda item: item[1][0] == now):
-        task.label_names[name] = value
-        whole[mask] = value
+    for name in sorted(masks, key=lambda name: name == now):
+        whole[masks[name]] = values[name]
     on_slice = task.asked.get("slice")
     if isinstance(on_slice, int) and not isinstance(on_slice, bool):
         whole[:, :, [index for index in range(grid.shape[2]) if index != on_slice]] = 0
     there = set(np.unique(whole).tolist())
-    named = sorted(task.label_names.items(), key=lambda item: item[1])
-    task.label_names = {name: value for name, value in named if value in there}
+    task.label_names = {name: value for name, value in values.items() if value in there}
     return whole
 
 
@@ -246,7 +246,7 @@ def _scribbled(
         window = window_of(bounds)
         so_far[window] = mask[window]
         mask = so_far
-    return _composed(task, {name: mask}, grid)
+    return _composed(task, {name: mask}, {name: 1}, grid)
 
 
 def _form(asked: dict[str, Any]) -> tuple[str, str]:

@@ -211,5 +211,5 @@ def _handed_out(store: Datastore, image: Image, strategy: str, client: str) -> d
         info = store.update_image(image.identity, {"strategy": given})
     whole = path.is_file()
     name = path.name if whole else f"{path.name}.nii.gz"
-    found = {**info, "id": image.identity, "name": name, "ts": int(path.stat().st_mtime)}
+    found = {**store.series(image), **info, "id": image.identity, "name": name, "ts": int(path.stat().st_mtime)}
     return {**found, "path": str(path), "checksum": f"SHA256:{checksum(path)}"} if whole else found
