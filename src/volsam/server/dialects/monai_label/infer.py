@@ -250,10 +250,10 @@ def _scribbled(
 
 
 def _form(asked: dict[str, Any]) -> tuple[str, str]:
-    """The ending of the file that is wanted, and its type."""
+    """The ending of the file that is wanted, and its type; empty for the smallest that holds the labels."""
     ending = ending_of(f"label{asked.get('result_extension') or '.nii.gz'}")
-    dtype = str(asked.get("result_dtype") or DTYPES[0])
-    if ending not in WRITABLE or dtype not in DTYPES:
+    dtype = str(asked.get("result_dtype") or "")
+    if ending not in WRITABLE or dtype not in ("", *DTYPES):
         raise BadInput(f"a result is written as {', '.join(WRITABLE)} of {', '.join(DTYPES)}, got {ending} of {dtype}")
     return ending, dtype
 
@@ -268,7 +268,7 @@ def _sent(app: App, task: Task, values: NDArray[np.integer[Any]], output: Output
     name = f"volsam-{secrets.token_hex(6)}{task.ending}"
     if output != "json":
         with task.clock("write"):
-            write_volume(Volume(values.astype(task.dtype)[None], task.grid, "labels"), folder / name)
+            write_volume(Volume(values.astype(task.dtype or values.dtype)[None], task.grid, "labels"), folder / name)
     said = {
         "label_names": task.label_names,
         "latencies": latencies(task.clock),
