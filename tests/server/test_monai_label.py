@@ -192,7 +192,7 @@ def test_labels_are_answered_together_and_only_those_to_be_seen_are_named(desk, 
     (studies / "dataset.json").write_text(json.dumps({"labels": {"liver": 1, "spleen": 2, "kidney": 3}}))
     parts = {"liver": [A], "kidney": [B], "spleen": [], "background": [C], "label": "liver"}
     said, labels = desk.infer("balls-labels", parts)
-    assert said["label_names"] == {"liver": 1, "kidney": 2}
+    assert said["label_names"] == {"liver": 1, "kidney": 3}
     masks = {}
     for name, voxel in (("liver", A), ("kidney", B)):
         session = Session(type(a_model)(), a_small_ct)
@@ -200,7 +200,7 @@ def test_labels_are_answered_together_and_only_those_to_be_seen_are_named(desk, 
         session.add(click(session, C, False))
         masks[name] = session.mask.data > 0
     assert np.array_equal(labels.data == 1, masks["liver"])
-    assert np.array_equal(labels.data == 2, masks["kidney"] & ~masks["liver"])
+    assert np.array_equal(labels.data == 3, masks["kidney"] & ~masks["liver"])
 
 
 def test_a_client_without_a_model_gets_the_names_of_labels(desk):
@@ -225,6 +225,35 @@ def test_outputs(desk, tmp_path, alone):
     alone.add(click(alone, A))
     assert same(read_volume(tmp_path / "image.nii.gz"), alone)
     desk.ask("POST", "/infer/balls?image=ct&output=pdf", 422, **form)
+
+
+def test_a_dicom_series_is_found_by_its_uid_and_answered_with_segments(desk, studies, tmp_path, a_dicom_series):
+    import highdicom
+    import pydicom
+
+    a_dicom_series.rename(studies / "series")
+    slices = sorted((studies / "series").glob("*.dcm"))
+    uid = pydicom.dcmread(slices[0]).SeriesInstanceUID
+    shape = read_volume(studies / "series").grid.shape
+    middle = [size // 2 for size in shape]
+    form = {"data": {"params": json.dumps({"foreground": [middle], "label": "liver"})}}
+    _, mask = desk.infer("balls", {"foreground": [middle]}, uid)
+    answer = desk.ask("POST", f"/infer/balls?image={uid}&output=dicom_seg", **form)
+    assert answer.headers["content-type"] == "application/dicom"
+    (tmp_path / "seg.dcm").write_bytes(answer.content)
+    read = highdicom.seg.segread(tmp_path / "seg.dcm")
+    assert [one.SegmentLabel for one in read.SegmentSequence] == ["liver"]
+    assert np.count_nonzero(read.pixel_array) == np.count_nonzero(mask.data)
+    sid = desk.ask("PUT", "/session/", files=[("files", (file.name, file.read_bytes())) for file in slices]).json()
+    _, again = desk.infer("balls", {"foreground": [middle]}, "", session_id=sid["session_id"])
+    assert np.array_equal(again.data, mask.data)
+    desk.ask("POST", "/infer/balls?image=ct&output=dicom_seg", 409, data={"params": json.dumps({"foreground": [A]})})
+    assert desk.ask("GET", f"/datastore/image?image={uid}").headers["content-disposition"].endswith("series.nii.gz")
+    desk.ask("GET", "/datastore/image?image=1.2.3.4.5", 404)
+    for path in (studies / "ct.nii.gz", studies / "more" / "mr.nii"):
+        path.unlink()
+    sample = desk.ask("POST", "/activelearning/first", json={}).json()
+    assert (sample["id"], sample["SeriesInstanceUID"], sample["PatientID"]) == ("series", uid, "P7")
 
 
 @pytest.mark.parametrize(
@@ -694,3 +723,23 @@ def test_a_server_that_does_not_speak_it_says_what_it_speaks(serve):
     answer = serve(dialects=("itksnap",)).get("/info/")
     assert answer.status_code == 404
     assert answer.json()["speaks"]["dialects"] == ["itksnap"]
+
+
+@pytest.mark.slow
+def test_labels_become_a_model_that_labels_what_is_left(desk, studies, a_label, a_small_ct, a_ball):
+    """The whole way, with `volsam train adapt` itself."""
+    desk.save("ct", a_label, label_info=[{"name": "ball", "idx": 1}])
+    task = desk.ask("POST", "/train/adapt?run_sync=true", json={"max_steps": 20, "client_id": "ana"}).json()
+    assert task["status"] == "DONE", task
+    assert task["result"]["cases"] == 1
+    info = desk.ask("GET", "/info/").json()
+    assert info["models"]["adapted"]["labels"] == {"ball": 1}
+    assert info["train_stats"]["adapt"]["epoch"] == info["train_stats"]["adapt"]["total_epochs"] == 20
+    (place,) = (studies / ".volsam" / "training").iterdir()
+    assert sorted(path.name for path in place.iterdir()) == ["log.txt", "run"]
+    task = desk.ask("POST", "/batch/infer/adapted?images=unlabeled&run_sync=true", json={}).json()
+    assert (task["status"], list(task["result"])) == ("DONE", ["more/mr"])
+    found = read_volume(studies / "labels" / "original" / "more" / "mr.nii.gz").data[0] > 0
+    assert found.shape == a_ball.shape
+    assert 2 * (found & a_ball).sum() / (found.sum() + a_ball.sum()) > 0.5
+    assert desk.ask("GET", "/model/info/adapted").json()["checksum"].startswith("SHA256:")

@@ -92,6 +92,7 @@ def carried_out(peer, task: dict, folder: Path) -> dict:
 def test_the_extensions_own_client_does_all_it_can_do(peer, live, studies, tmp_path, a_model, a_small_ct, a_ball, key):
     from pydantic import SecretStr
 
+    (studies / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 1, "spleen": 2}}))
     scribbles = np.zeros(a_small_ct.grid.shape, np.uint8)
     scribbles[16:24, 16:24, 12:16] = 1
     scribbles[28, 20:26, 14] = 3
@@ -152,6 +153,7 @@ def test_the_extensions_own_client_does_all_it_can_do(peer, live, studies, tmp_p
         "balls-scribbles": "scribbles",
     }
     assert info["datastore"]["total"] == 2
+    assert info["labels"] == ["liver", "spleen", "background"]
     assert set(info["strategies"]) == {"first", "random", "uncertainty"}
     assert steps["session again"]["name"] == steps["session"]["session_id"] == steps["removed"]["name"]
     assert steps["upload"] == {"image": "2: fresh CT"}

@@ -215,6 +215,14 @@ def test_a_protocol_that_is_not_spoken_is_404_and_told_what_is(serve, spoken, as
     assert spoken in answer.json()["detail"]
 
 
+def test_a_server_that_speaks_none_says_so(serve):
+    http = serve(dialects=())
+    for method, path in (("POST", "/upload_image"), ("POST", "/add_lasso_interaction"), ("PUT", "/session/")):
+        answer = http.request(method, path)
+        assert answer.status_code == 404, path
+        assert answer.json()["speaks"] == {"api": "/api/v1", "dialects": []}
+
+
 # --- files that mean harm --------------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,8 @@ from volsam.volume import Volume
 INDEX = "datastore_v2.json"
 FINAL, ORIGINAL = "final", "original"
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-SERIES = re.compile(r"[0-9]+(\.[0-9]+){3,}")
+SERIES = re.compile(r"[0-9]+(\.[0-9]+)+")
+TAGS = {"SeriesInstanceUID": "0020|000e", "StudyInstanceUID": "0020|000d", "PatientID": "0010|0020"}
 # Two grids are one when no corner voxel lies farther apart than this part of a voxel; headers are float32.
 SAME_PLACE = 0.02
 LONGEST_ID = 200
@@ -70,7 +71,7 @@ class Datastore:
     def __init__(self, studies: Path) -> None:
         self.root = studies
         self._lock = threading.RLock()
-        self._series: dict[str, str] = {}
+        self._series: dict[str, dict[str, str]] = {}
 
     # --- looking -------------------------------------------------------------------------------------------------
 
@@ -98,7 +99,9 @@ class Datastore:
         images = self.images()
         found = images.get(identity)
         if found is None and SERIES.fullmatch(identity):
-            found = next((image for image in images.values() if self._series_of(image) == identity), None)
+            found = next(
+                (one for one in images.values() if self.series(one).get("SeriesInstanceUID") == identity), None
+            )
         if found is None:
             raise Problem(404, f"no image of the datastore is called {identity[:100]!r}")
         return found
@@ -106,6 +109,14 @@ class Datastore:
     def path(self, image: Image) -> Path:
         """The file of an image, or the folder of its slices."""
         return study_path(self.root, image.file)
+
+    def series(self, image: Image) -> dict[str, str]:
+        """What a folder of DICOM slices calls itself, by the names of the standard; nothing for all else."""
+        if image.ending:
+            return {}
+        if image.file not in self._series:
+            self._series[image.file] = _series_tags(self.path(image))
+        return self._series[image.file]
 
     def label(self, identity: str, tag: str) -> Label:
         """A label; 404 if there is none."""
@@ -265,14 +276,6 @@ class Datastore:
             raise Problem(403, f"labels/{tag} leads out of the folder of studies")
         return self.root / target.relative_to(root)
 
-    def _series_of(self, image: Image) -> str:
-        """The SeriesInstanceUID of a folder of slices, empty for all else."""
-        if image.ending:
-            return ""
-        if image.file not in self._series:
-            self._series[image.file] = _series_uid(self.path(image))
-        return self._series[image.file]
-
 
 def ending_of(file_name: str) -> str:
     """The ending of an uploaded file's name, such as ".nii.gz"."""
@@ -329,15 +332,15 @@ def _same_content(one: Path, other: Path) -> bool:
     return first.grid == second.grid and np.array_equal(first.data, second.data)
 
 
-def _series_uid(folder: Path) -> str:
+def _series_tags(folder: Path) -> dict[str, str]:
     from volsam.data.itk import itk_reader
 
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in (".dcm", ".ima"):
-            continue
-        try:
-            reader = itk_reader(file, "DICOM")
-            return str(reader.GetMetaData("0020|000e")).strip("\0 ") if reader.HasMetaDataKey("0020|000e") else ""
-        except VolsamError:
-            return ""
-    return ""
+    first = next((file for file in sorted(folder.iterdir()) if file.suffix.lower() in (".dcm", ".ima")), None)
+    if first is None:
+        return {}
+    try:
+        reader = itk_reader(first, "DICOM")
+    except VolsamError:
+        return {}
+    there = {name: tag for name, tag in TAGS.items() if reader.HasMetaDataKey(tag)}
+    return {name: str(reader.GetMetaData(tag)).strip("\0 ") for name, tag in there.items()}

@@ -16,20 +16,23 @@ from fastapi import APIRouter, File, Form, UploadFile
 from fastapi.responses import JSONResponse, Response
 from numpy.typing import NDArray
 
+from volsam.data.dicom_seg import Segment
 from volsam.data.io import WRITABLE, read_volume, write_volume
-from volsam.errors import BadInput, NotSupported
+from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.inference.session import Session
 from volsam.prompts import Prompt
+from volsam.server.api.files import sent_segments
 from volsam.server.conversation import Conversation
 from volsam.server.device import Clock
 from volsam.server.dialects.monai_label import asking
-from volsam.server.dialects.monai_label.app import BACKGROUND, App, Offer
+from volsam.server.dialects.monai_label.app import ADAPTED, BACKGROUND, App, Offer
 from volsam.server.dialects.monai_label.datastore import ending_of, require_same
 from volsam.server.dialects.monai_label.desks import ask, settle
 from volsam.server.dialects.monai_label.uploads import keep
 from volsam.server.leases import Lease
 from volsam.server.ownership import window_of
+from volsam.server.problems import Problem
 from volsam.server.volumes import Origin, load, require_room
 from volsam.volume import Volume
 
@@ -39,7 +42,7 @@ DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
 ANONYMOUS = "anonymous"
 
 Masks = dict[str, NDArray[np.bool_]]
-"""(i j k) by name of the label, in the order of their values."""
+"""(i j k) by name of the label."""
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Task:
     ending: str
     dtype: str
     drawn: Path | None = None
+    source: Path | None = None
     clock: Clock = field(default_factory=Clock)
     grid: Grid | None = None
     label_names: dict[str, int] = field(default_factory=dict)
@@ -83,8 +87,6 @@ def router(app: App) -> APIRouter:
     ) -> Response:
         offer = app.offer(model)
         asked = asking.read_params(params)
-        if output == "dicom_seg":
-            raise NotSupported("answers are not written as DICOM-SEG: ask for output=image, and convert it")
         if not (file or image or session_id):
             raise BadInput("no image is named: give image=ID, session_id=ID, or the file itself")
         with tempfile.TemporaryDirectory(prefix="volsam-") as folder:
@@ -92,7 +94,8 @@ def router(app: App) -> APIRouter:
             if label is not None:
                 task.drawn = keep(label, Path(folder) / "drawn")
             if file is not None:
-                values = _once(app, task, _read(keep(file, Path(folder))))
+                task.source = keep(file, Path(folder))
+                values = _once(app, task, _read(task.source))
             else:
                 values = _of_image(app, task, image, session_id)
             return _sent(app, task, values, output, Path(folder))
@@ -108,6 +111,7 @@ def _of_image(app: App, task: Task, image: str, session: str) -> NDArray[np.inte
     core, model = app.core, task.offer.model
     if session:
         upload = app.uploads.get(session)
+        task.source = upload.path
         if model is None:
             return _automatic(app, task, _read(upload.path))
         key = (task.client, "session", session, model)
@@ -117,7 +121,8 @@ def _of_image(app: App, task: Task, image: str, session: str) -> NDArray[np.inte
                 copy = upload.linked(Path(folder))
                 return core.open_file(lease, copy, upload.path.name, model=model, annotator=task.client)
     else:
-        file = app.datastore.image(image).file
+        found = app.datastore.image(image)
+        file, task.source = found.file, app.datastore.path(found)
         if model is None:
             return _automatic(app, task, load(Origin("study", file), core.settings.studies, Path()))
         key = (task.client, "study", file, model)
@@ -191,12 +196,14 @@ def _asked(
         return _scribbled(task, session, answer)
     if kind == "deepgrow":
         name = str(asked.get("label") or "object")
+        values = {name: 1}
         wanted = {name: asking.one_object(asked, grid)}
     else:
-        names = list(dict.fromkeys([*app.labels, *_lists(asked)]))
-        wanted = asking.many_objects(asked, [name for name in names if name != BACKGROUND], grid)
+        names = [name for name in dict.fromkeys([*app.labels, *_lists(asked)]) if name != BACKGROUND]
+        values = {name: value for value, name in enumerate(names, 1)}
+        wanted = asking.many_objects(asked, names, grid)
     masks = {name: answer(name, prompts, False) for name, prompts in wanted.items()}
-    return _composed(task, masks, grid)
+    return _composed(task, masks, values, grid)
 
 
 def _lists(asked: dict[str, Any]) -> list[str]:
@@ -205,21 +212,19 @@ def _lists(asked: dict[str, Any]) -> list[str]:
     return [key for key, value in asked.items() if isinstance(value, list) and value and key not in known]
 
 
-def _composed(task: Task, masks: Masks, grid: Grid) -> NDArray[np.integer[Any]]:
+def _composed(task: Task, masks: Masks, values: dict[str, int], grid: Grid) -> NDArray[np.integer[Any]]:
     """A label map; where masks meet, the label that is worked on is seen. Names are of those that are to be seen only:
     Slicer names what it finds one after the other.
     """
-    whole = np.zeros(grid.shape, np.uint8 if len(masks) < 256 else np.uint16, order="F")
+    whole = np.zeros(grid.shape, np.uint8 if max(values.values()) < 256 else np.uint16, order="F")
     now = task.asked.get("label")
-    for value, (name, mask) in sorted(enumerate(masks.items(), 1), key=lambda item: item[1][0] == now):
-        task.label_names[name] = value
-        whole[mask] = value
+    for name in sorted(masks, key=lambda name: name == now):
+        whole[masks[name]] = values[name]
     on_slice = task.asked.get("slice")
     if isinstance(on_slice, int) and not isinstance(on_slice, bool):
         whole[:, :, [index for index in range(grid.shape[2]) if index != on_slice]] = 0
     there = set(np.unique(whole).tolist())
-    named = sorted(task.label_names.items(), key=lambda item: item[1])
-    task.label_names = {name: value for name, value in named if value in there}
+    task.label_names = {name: value for name, value in values.items() if value in there}
     return whole
 
 
@@ -241,14 +246,14 @@ def _scribbled(
         window = window_of(bounds)
         so_far[window] = mask[window]
         mask = so_far
-    return _composed(task, {name: mask}, grid)
+    return _composed(task, {name: mask}, {name: 1}, grid)
 
 
 def _form(asked: dict[str, Any]) -> tuple[str, str]:
-    """The ending of the file that is wanted, and its type."""
+    """The ending of the file that is wanted, and its type; empty for the smallest that holds the labels."""
     ending = ending_of(f"label{asked.get('result_extension') or '.nii.gz'}")
-    dtype = str(asked.get("result_dtype") or DTYPES[0])
-    if ending not in WRITABLE or dtype not in DTYPES:
+    dtype = str(asked.get("result_dtype") or "")
+    if ending not in WRITABLE or dtype not in ("", *DTYPES):
         raise BadInput(f"a result is written as {', '.join(WRITABLE)} of {', '.join(DTYPES)}, got {ending} of {dtype}")
     return ending, dtype
 
@@ -258,10 +263,12 @@ def _form(asked: dict[str, Any]) -> tuple[str, str]:
 
 def _sent(app: App, task: Task, values: NDArray[np.integer[Any]], output: Output | None, folder: Path) -> Response:
     assert task.grid is not None
+    if output == "dicom_seg":
+        return _segments(task, values)
     name = f"volsam-{secrets.token_hex(6)}{task.ending}"
     if output != "json":
         with task.clock("write"):
-            write_volume(Volume(values.astype(task.dtype)[None], task.grid, "labels"), folder / name)
+            write_volume(Volume(values.astype(task.dtype or values.dtype)[None], task.grid, "labels"), folder / name)
     said = {
         "label_names": task.label_names,
         "latencies": latencies(task.clock),
@@ -275,6 +282,15 @@ def _sent(app: App, task: Task, values: NDArray[np.integer[Any]], output: Output
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         return Response(content, media_type="application/octet-stream", headers=headers)
     return multipart(said, (name, content))
+
+
+def _segments(task: Task, values: NDArray[np.integer[Any]]) -> Response:
+    """The labels as DICOM-SEG, where the image is a DICOM series."""
+    source = task.source
+    if source is None or not (source.is_dir() or source.suffix.lower() in (".dcm", ".ima")):
+        raise Problem(409, "DICOM-SEG refers to the slices of a DICOM series, and this image is none: ask for an image")
+    segments = [Segment(name, values == value) for name, value in task.label_names.items()]
+    return sent_segments(segments, source, task.offer.model or ADAPTED, f"{source.stem}_seg")
 
 
 def latencies(clock: Clock) -> dict[str, float]:

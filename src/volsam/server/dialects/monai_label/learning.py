@@ -43,7 +43,7 @@ STRATEGIES: dict[str, Any] = {
 # Seconds for which an image is left to the client that it was given to.
 HELD = 3600
 # Seconds that a request may look at images that were not looked at yet; the others wait for the next one.
-LOOKING = 20.0
+LOOKING = 8.0
 # Labelled images from which it is learnt where objects lie.
 MOST_EXAMPLES = 20
 
@@ -81,7 +81,8 @@ class Doubt:
 
     Where somebody has begun on an image, it is that of the newest saved session, of its worst object. Else it is that
     of a first guess: for every label that was saved so far, one click at the place, as a part of the volume's extent,
-    at which it lies in the other images on average; in the middle of the volume where nothing was labelled yet.
+    at which it lies in the other images on average; in the middle of the volume where nothing was labelled yet. A guess
+    is made again when another label has come up, or another file.
     """
 
     def __init__(self, core: Core, store: Datastore) -> None:
@@ -122,7 +123,7 @@ class Doubt:
             modified = self._store.path(image).stat().st_mtime
         except (VolsamError, OSError):  # a link to elsewhere, or gone
             modified = 0.0
-        return (image.file, modified, *(tuple(np.round(place, 2)) for place in places))
+        return (image.file, modified, len(places))
 
     def _expected(self, image: Image, session: str | None, places: list[NDArray[np.float64]]) -> float:
         try:
@@ -130,7 +131,10 @@ class Doubt:
             model = self._core.models[None]
             if session is not None:
                 replayed = Session.from_record(self._core.store.read(session), model, volume)
-                return min(quality for name in replayed.objects if (quality := _quality(replayed, name)) is not None)
+                told = [_quality(replayed, name) for name in replayed.objects]
+                known = [quality for quality in told if quality is not None]
+                if known:
+                    return min(known)
             guesses = []
             for place in places or [np.full(3, 0.5)]:
                 guess = Session(model, volume)
@@ -207,5 +211,5 @@ def _handed_out(store: Datastore, image: Image, strategy: str, client: str) -> d
         info = store.update_image(image.identity, {"strategy": given})
     whole = path.is_file()
     name = path.name if whole else f"{path.name}.nii.gz"
-    found = {**info, "id": image.identity, "name": name, "ts": int(path.stat().st_mtime)}
+    found = {**store.series(image), **info, "id": image.identity, "name": name, "ts": int(path.stat().st_mtime)}
     return {**found, "path": str(path), "checksum": f"SHA256:{checksum(path)}"} if whole else found
