@@ -86,8 +86,8 @@ def is_inside(volume: Any, voxel: ArrayLike) -> bool:
 def box_of(volume: Any, roi: Any) -> tuple[list[float], list[float]]:
     """The voxels in a markups ROI, lowest and highest, cut to the volume.
 
-    A box of voxels runs along the axes of the volume. One that was drawn along others is turned to the nearest: its middle
-    and its edges stay as they are, where a box around its corners would be larger than what was meant.
+    A box of voxels runs along the axes of the volume. One that was drawn along others is turned to the nearest: middle
+    and edges stay as they are, where a box around its corners would be larger than what was meant.
     """
     to_scene = _array(roi.GetObjectToWorldMatrix())
     middle = to_voxel(volume, to_scene[:3, 3])

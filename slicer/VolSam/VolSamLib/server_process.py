@@ -31,7 +31,7 @@ OWN = (
     "__PYVENV_LAUNCHER__",
 )
 PATIENCE = 10.0  # seconds that a server may take to end
-_CHECK = "import sys; print('%d.%d' % sys.version_info[:2])"
+_CHECK = "import sys; print('%d.%d' % sys.version_info[:2], sys.prefix)"
 
 
 class NotPossible(Exception):
@@ -66,11 +66,10 @@ def find_python(candidates: Sequence[str] | None = None) -> str:
     own = Path(sys.prefix).resolve()
     for name in names:
         found = shutil.which(name, path=environment.get("PATH"))
-        if found is None or own in Path(found).resolve().parents:
+        version, _, prefix = (_output([found, "-c", _CHECK], environment) if found else "").partition(" ")
+        if not found or not re.fullmatch(r"\d+\.\d+", version) or Path(prefix).resolve() == own:
             continue
-        answer = _output([found, "-c", _CHECK], environment)
-        version = tuple(int(part) for part in answer.split(".")) if re.fullmatch(r"\d+\.\d+", answer) else (0, 0)
-        if LOWEST <= version <= HIGHEST:
+        if LOWEST <= tuple(int(part) for part in version.split(".")) <= HIGHEST:
             return found
     raise NotPossible(
         "There is no Python 3.10 to 3.13 outside of Slicer: install one from python.org, or enter the address "

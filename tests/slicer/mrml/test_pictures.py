@@ -45,7 +45,7 @@ def picture(views, volume, world) -> np.ndarray:
     for view in views:
         view.set_background_volume_id(volume.GetID())
         view.fit_view_to_content()
-        view.mrml_view_node.JumpSliceByCentering(*(float(value) for value in world))
+        view.get_view_node().JumpSliceByCentering(*(float(value) for value in world))
         view.render()
         grab = vtkWindowToImageFilter()
         grab.SetInput(view.render_window())
@@ -55,6 +55,12 @@ def picture(views, volume, world) -> np.ndarray:
         columns, rows, _ = image.GetDimensions()
         drawn.append(vtk_to_numpy(image.GetPointData().GetScalars()).reshape(rows, columns, -1)[::-1, :, :3])
     return np.concatenate(drawn, axis=1)
+
+
+def kept(drawn: np.ndarray, folder: Path, name: str) -> np.ndarray:
+    """The same, also as a file."""
+    Image.fromarray(drawn).save(folder / f"slicer-{name}.png", optimize=True)
+    return drawn
 
 
 def colourful(drawn: np.ndarray) -> int:
@@ -73,26 +79,26 @@ def test_the_segment_is_seen_where_it_is(logic, views, pictures):
     else:
         volume, clicks = atrium
     logic.choose(volume)
+    display = logic.segments.node.GetDisplayNode()
+    display.SetVisibility2DFill(False)
+    display.SetSliceIntersectionThickness(3)
     world = geometry.to_world(volume, clicks[0][0])
     plain = colourful(picture(views, volume, world))
     logic.click(world)
     assert logic.wait()
     marks.show()
-    first = picture(views, volume, world)
-    assert colourful(first) > plain + 500
+    first = kept(picture(views, volume, world), pictures, "first-click")
+    assert colourful(first) > plain + 200
     for voxel, positive in clicks[1:]:
         logic.click(geometry.to_world(volume, voxel), positive)
     assert logic.wait()
     marks.show()
-    refined = picture(views, volume, world)
+    refined = kept(picture(views, volume, world), pictures, "refined")
     assert not np.array_equal(first, refined)
     logic.ask_doubt()
     assert logic.wait()
     logic.segments.node.SetDisplayVisibility(False)
-    bands = picture(views, volume, world)
-    assert colourful(bands) > 500
-    for name, drawn in (("first-click", first), ("refined", refined), ("bands", bands)):
-        Image.fromarray(drawn).save(pictures / f"slicer-{name}.png", optimize=True)
+    assert colourful(kept(picture(views, volume, world), pictures, "bands")) > plain + 500
 
 
 def an_atrium():

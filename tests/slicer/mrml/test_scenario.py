@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scenes import MIDDLE, add_ball, ball_of, dice, load, mask_of, oblique, volsam
+from scenes import MIDDLE, add_ball, ball_of, dice, load, mask_of, nifti, oblique, read_mask, volsam
 from VolSamLib import geometry
 
 import slicer
@@ -15,34 +15,6 @@ import slicer
 @pytest.fixture
 def a_ball(scene):
     return add_ball()
-
-
-def nifti(path: Path, values: np.ndarray, affine: np.ndarray) -> Path:
-    """A minimal NIfTI-1 file of int16, voxels (i, j, k)."""
-    head = np.zeros(352, np.uint8)
-    head[:4] = np.frombuffer(np.int32(348).tobytes(), np.uint8)
-
-    def put(place: int, kind: str, *numbers: float) -> None:
-        packed = np.array(numbers, kind).tobytes()
-        head[place : place + len(packed)] = np.frombuffer(packed, np.uint8)
-
-    put(40, "<i2", 3, *values.shape, 1, 1, 1, 1)
-    put(70, "<i2", 4, 16)
-    put(76, "<f4", 1, *np.linalg.norm(affine[:3, :3], axis=0), 1, 1, 1, 1)
-    put(108, "<f4", 352, 1, 0)
-    put(252, "<i2", 0, 1)
-    put(280, "<f4", *affine[:3].ravel())
-    put(344, "S4", b"n+1\0")
-    path.write_bytes(head.tobytes() + values.astype("<i2").tobytes(order="F"))
-    return path
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """What `volsam segment` wrote as .nii: uint8 (i, j, k)."""
-    content = path.read_bytes()
-    shape = np.frombuffer(content, "<i2", 4, 40)[1:]
-    first = int(np.frombuffer(content, "<f4", 1, 108)[0])
-    return np.frombuffer(content, np.uint8, int(np.prod(shape.astype(int))), first).reshape(shape, order="F") > 0
 
 
 def click(logic, voxel, positive=True) -> None:
