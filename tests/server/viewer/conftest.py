@@ -114,7 +114,9 @@ class Viewer:
         self.refused: list[str] = []
         page.set_default_timeout(WAIT_MS)
         page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
-        page.on("response", lambda answer: answer.status >= 400 and self.refused.append(f"{answer.status} {answer.url}"))
+        page.on(
+            "response", lambda answer: answer.status >= 400 and self.refused.append(f"{answer.status} {answer.url}")
+        )
         page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
 
     def forgive(self, *words: str) -> None:
