@@ -56,8 +56,8 @@ class Annotator:
     seconds: list[float] = field(default_factory=list)
     lost: str = ""
 
-    def work(self, address: str, until: threading.Event) -> None:
-        """Act until it is time, or the server is gone."""
+    def work(self, address: str, until: threading.Event, dying: threading.Event) -> None:
+        """Act until it is time, or the server is gone, which it may be only when it is `dying`."""
         rng = np.random.default_rng((self.number, len(self.steps)))
         with Server(address) as server:
             self.session = server.resume(self.identity) if self.identity else server.open("ct.nii.gz")
@@ -70,7 +70,7 @@ class Annotator:
                 try:
                     self._act(rng)
                 except ServerError as error:
-                    if not until.is_set():
+                    if not dying.is_set():
                         self.lost = str(error)
                     return
 
@@ -129,12 +129,13 @@ def main() -> None:
 
 def _together(people: list[Annotator], address: str, seconds: float, victim: Serving | None) -> None:
     """All at once for some time; then the server is killed while they go on, or they stop."""
-    until = threading.Event()
-    threads = [threading.Thread(target=one.work, args=(address, until)) for one in people]
+    until, dying = threading.Event(), threading.Event()
+    threads = [threading.Thread(target=one.work, args=(address, until, dying)) for one in people]
     for thread in threads:
         thread.start()
     time.sleep(seconds)
     if victim is not None:
+        dying.set()
         victim.kill()
     until.set()
     for thread in threads:
@@ -143,7 +144,7 @@ def _together(people: list[Annotator], address: str, seconds: float, victim: Ser
 
 def _settled(serving: Serving) -> float:
     """Memory when all sessions are closed."""
-    time.sleep(3)
+    time.sleep(12)  # the server tidies every few seconds
     return serving.memory()
 
 

@@ -36,3 +36,9 @@ def test_a_volume_that_fits_is_let_through(monkeypatch):
 def test_a_system_that_does_not_tell_lets_everything_through(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: None)
     memory.require_room(Grid.at((20_000, 20_000, 20_000)), "ct")
+
+
+def test_giving_back_is_harmless_where_it_cannot_be_done(monkeypatch):
+    memory.give_back()
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
+    memory.give_back()

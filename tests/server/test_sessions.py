@@ -322,3 +322,15 @@ def test_a_server_that_shuts_down_finishes_what_goes_on(http, ana, a_model):
     clicking.join()
     ending.join()
     assert answers == [200]
+
+
+def test_memory_of_closed_sessions_is_given_back_once(ana, http, monkeypatch):
+    given = []
+    monkeypatch.setattr("volsam.server.core.give_back", lambda: given.append(True))
+    core = http.app.state.core
+    core.tidy()
+    assert not given
+    ana.ask("DELETE", "/lease")
+    core.tidy()
+    core.tidy()
+    assert given == [True]

@@ -31,7 +31,7 @@ from volsam.server.settings import Settings
 log = logging.getLogger(__name__)
 
 STATIC = Path(__file__).with_name("static")
-REAP_EVERY = 5.0  # seconds
+TIDY_EVERY = 5.0  # seconds
 
 
 def create_app(settings: Settings | None = None, model: Model | None = None) -> FastAPI:
@@ -91,8 +91,8 @@ async def _alive(core: Core) -> AsyncIterator[None]:
 
     async def watch() -> None:
         while True:
-            await asyncio.sleep(REAP_EVERY)
-            await run_in_threadpool(core.reap)
+            await asyncio.sleep(TIDY_EVERY)
+            await run_in_threadpool(core.tidy)
 
     watching = asyncio.create_task(watch())
     try:

@@ -22,6 +22,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from volsam.data.memory import give_back
 from volsam.errors import BadFile, BadInput
 from volsam.inference.session import Model
 from volsam.server.conversation import Conversation, origin_of
@@ -55,6 +56,7 @@ class Core:
         # What has to end before the server does, of dialects.
         self.endings: list[Callable[[], None]] = []
         self._resuming: set[str] = set()
+        self._untidy = False
         self._lock = threading.Lock()
 
     # --- leases --------------------------------------------------------------------------------------------------
@@ -88,6 +90,13 @@ class Core:
         if over:
             self.metrics.expired(len(over))
             log.info("%d leases have ended by a timeout", len(over))
+
+    def tidy(self) -> None:
+        """What is done every few seconds: end leases, and give back the memory of sessions that were closed."""
+        self.reap()
+        if self._untidy:
+            self._untidy = False
+            give_back()
 
     def shut_down(self) -> None:
         """Take no more, finish what is going on; all that was acknowledged is on disk."""
@@ -212,6 +221,7 @@ class Core:
         if talk is None:
             return None
         talk.close()
+        self._untidy = True
         if forget:
             self.store.forget(talk.identity)
         return talk.identity
