@@ -154,3 +154,24 @@ def test_the_window_follows_presets_and_the_right_button(viewer: Viewer) -> None
     viewer.page.mouse.up(button="right")
     assert viewer.colour_at("axial", (22, 24, 14)) != grey
     assert viewer.state("prompts") == [], "pointing with the right button sends nothing"
+
+
+def test_a_dicom_series_is_saved_as_dicom_seg(
+    viewer: Viewer, studies: Path, a_dicom_series: Path, tmp_path: Path
+) -> None:
+    import highdicom
+
+    a_dicom_series.rename(studies / "series")
+    viewer.open("?study=series")
+    viewer.click("axial", (5, 4, 2))
+    voxels = viewer.state("current.voxels")
+    viewer.page.keyboard.press("Control+s")
+    viewer.page.get_by_label("DICOM-SEG").check()
+    with viewer.page.expect_download() as arriving:
+        viewer.page.get_by_role("button", name="Download").click()
+    arriving.value.save_as(tmp_path / "labels.dcm")
+    assert np.count_nonzero(highdicom.seg.segread(tmp_path / "labels.dcm").pixel_array) == voxels > 0
+    viewer.page.keyboard.press("Control+s")
+    viewer.page.get_by_role("button", name="Save beside the scan").click()
+    viewer.page.wait_for_function("document.getElementById('toast').textContent.includes('labels/final/series.dcm')")
+    assert (studies / "labels" / "final" / "series.dcm").is_file()
