@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import ndimage
-from volsam.recipes.sam_mini import WEIGHTS, build
 
 from volsam.data.dataset import read_dataset, read_image, read_label
 from volsam.evaluation.metrics import dice
 from volsam.geometry import resample
 from volsam.inference.slices import SliceModel, SlicePredictor, SlicePrompts
+from volsam.recipes.sam_mini import WEIGHTS, build
 from volsam.volume import Volume
 
 HERE = Path(__file__).parent

@@ -395,11 +395,12 @@ def main() -> None:
     given = words.parse_args()
     config = Config.read(given.config)
     given.run.mkdir(parents=True, exist_ok=True)
-    load(given.data, SPLIT, given.run, config.invented, 80, config.seed)
+    rest(given.pause_file)
     asked = (config, given.data, given.run, given.pause_file)
     if config.processes == 1:
         train(0, *asked)
-    else:
+    else:  # the scenes are made once, before several processes want them
+        load(given.data, SPLIT, given.run, config.invented, 80, config.seed)
         torch.multiprocessing.spawn(train, asked, nprocs=config.processes)
 
 

@@ -52,8 +52,8 @@ def test_a_file_is_imported_listed_and_shown(type_: Type, a_sam: Path, a_home: P
         "size        0.8 MB, 186,308 parameters",
     ]
     listed = type_("models", "list").stdout.splitlines()
-    assert [row.split()[0] for row in listed] == ["name", "volsam-s", "sam_vit_b"]
-    assert listed[2].split()[-4:] == ["MIT", "0.8", "MB", "yes"]
+    assert [row.split()[0] for row in listed] == ["name", "sam-mini", "volsam-s", "sam_vit_b"]
+    assert listed[3].split()[-4:] == ["MIT", "0.8", "MB", "yes"]
     shown = type_("models", "show", "sam_vit_b").stdout
     assert "licence    MIT\nsource     here\n" in shown
     assert f"imported   sam_vit_b.pth {hashlib.sha256(a_sam.read_bytes()).hexdigest()}\n" in shown
@@ -61,7 +61,7 @@ def test_a_file_is_imported_listed_and_shown(type_: Type, a_sam: Path, a_home: P
 
 def test_the_list_as_json_has_stored_models_with_the_same_words(type_: Type, a_sam: Path) -> None:
     type_("models", "import", a_sam, "--name", "medsam-b")
-    shipped, brought = json.loads(type_("models", "list", "--json").stdout)
+    *_, shipped, brought = json.loads(type_("models", "list", "--json").stdout)
     assert set(shipped) <= set(brought)
     assert brought["name"] == "medsam-b"
     assert brought["prompts"] == ["box"]
@@ -122,7 +122,7 @@ def test_a_file_is_fetched_checked_and_kept(type_: Type, a_sam: Path, a_home: Pa
     result = type_("models", "get", a_sam.as_uri(), "--sha256", sha256)
     assert result.exit_code == 0, result.output
     assert "sha256" not in result.stdout
-    record = json.loads(type_("models", "list", "--json").stdout)[1]
+    record = json.loads(type_("models", "list", "--json").stdout)[-1]
     assert record["imported"] == [{"file": "sam_vit_b.pth", "sha256": sha256}]
     assert record["source"] == a_sam.as_uri()
     assert stored_files(a_home) == ["models/sam_vit_b/card.json", "models/sam_vit_b/weights.safetensors"]
@@ -136,7 +136,7 @@ def test_without_a_checksum_one_must_say_so(type_: Type, a_sam: Path, a_home: Pa
     result = type_("models", "get", a_sam.as_uri(), "--no-checksum", "--source", "a friend")
     sha256 = hashlib.sha256(a_sam.read_bytes()).hexdigest()
     assert result.stdout.splitlines()[0] == f"sha256      {sha256}"
-    record = json.loads(type_("models", "list", "--json").stdout)[1]
+    record = json.loads(type_("models", "list", "--json").stdout)[-1]
     assert (record["imported"][0]["sha256"], record["source"]) == (sha256, "a friend")
 
 

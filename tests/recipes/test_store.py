@@ -258,7 +258,7 @@ def test_an_unknown_name_is_answered_with_a_near_one(a_home: Path) -> None:
         store.stored("sam-vitb")
     with pytest.raises(BadInput, match="did you mean 'volsam-s'"):
         store.stored("volsam_s")
-    with pytest.raises(BadInput, match="known are: sam-vit-b, volsam-s"):
+    with pytest.raises(BadInput, match="known are: sam-mini, sam-vit-b, volsam-s"):
         store.stored("zzz")
 
 

@@ -145,10 +145,10 @@ def _prediction(folder: Path, case: str) -> Path | None:
 def fingerprint(model: str) -> str | None:
     """The first 16 digits of the SHA-256 of a model's weights: of a name, a file, or the files of a run's folder."""
     from volsam.recipes import store
-    from volsam.recipes.recipe import recipes
+    from volsam.recipes.recipe import shipped
 
-    if model in recipes:
-        checksum = recipes[model].checksum()
+    if model in shipped():
+        checksum = shipped()[model].checksum()
         return checksum[:16] if checksum else None
     if store.is_stored(model):
         return store.stored(model).card.sha256[:16]

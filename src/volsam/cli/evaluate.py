@@ -202,11 +202,10 @@ def _takes_no_prompts(model: str, device: str) -> bool:
 @lru_cache(maxsize=1)
 def _automatic_model(model: str, device: str) -> Any:
     """The model if it takes no prompts, else None; loaded once."""
-    import volsam.recipes.volsam_s  # noqa: F401  registers itself
     from volsam.recipes.importing import load_automatic
-    from volsam.recipes.recipe import recipes
+    from volsam.recipes.recipe import shipped
 
-    return None if model in recipes else load_automatic(model, device)
+    return None if model in shipped() else load_automatic(model, device)
 
 
 def _trial(question: Question, rule: Rule, model: str, device: str, source: Source) -> Trial:

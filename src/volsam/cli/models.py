@@ -15,7 +15,6 @@ from volsam.errors import BadInput
 if TYPE_CHECKING:
     from volsam.recipes.recipe import Recipe
     from volsam.recipes.store import StoredModel
-    from volsam.registry import Registry
 
 app = typer.Typer(no_args_is_help=True, help="Models: names, licences, cards; bringing published weights in.")
 
@@ -40,10 +39,14 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a model of the sam
 @app.command("list", cls=Command)
 def list_models(as_json: AsJson = False) -> None:
     """List the models by name: what ships with volsam, and what was brought in."""
+    from volsam.recipes.recipe import shipped
     from volsam.recipes.store import all_stored
 
     recipes = shipped()
-    found = [*(record(recipes[name]) for name in recipes), *(record_of_stored(model) for model in all_stored())]
+    found = [
+        *(record(recipes[name], summed=as_json) for name in recipes),
+        *(record_of_stored(model) for model in all_stored()),
+    ]
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -64,6 +67,7 @@ def list_models(as_json: AsJson = False) -> None:
 @app.command(cls=Command)
 def show(name: Name) -> None:
     """Show the card of a model: data, licence, scores, limits."""
+    from volsam.recipes.recipe import shipped
     from volsam.recipes.store import stored
 
     recipes = shipped()
@@ -163,6 +167,7 @@ def export(
 def remove(name: Name, yes: Annotated[bool, typer.Option("--yes", help="Yes, delete it.")] = False) -> None:
     """Delete a stored model."""
     from volsam.recipes import store
+    from volsam.recipes.recipe import shipped
 
     if name in shipped():
         raise BadInput(
@@ -201,16 +206,8 @@ def verify(
         fail(f"{which} differ from the original by more than {TOLERANCE:g}")
 
 
-def shipped() -> Registry[Recipe]:
-    """The models that come with the package; asking costs no import of torch."""
-    import volsam.recipes.volsam_s  # noqa: F401  registers itself
-    from volsam.recipes.recipe import recipes
-
-    return recipes
-
-
-def record(recipe: Recipe) -> dict[str, Any]:
-    """What is known of a model that ships, as plain data."""
+def record(recipe: Recipe, *, summed: bool = True) -> dict[str, Any]:
+    """What is known of a model that ships, as plain data; unless `summed` its weights are not read."""
     return {
         "name": recipe.name,
         "summary": recipe.summary,
@@ -219,7 +216,7 @@ def record(recipe: Recipe) -> dict[str, Any]:
         "source": recipe.source,
         "present": recipe.present,
         "bytes": recipe.weights.stat().st_size if recipe.weights and recipe.present else None,
-        "sha256": recipe.checksum(),
+        "sha256": recipe.checksum() if summed else None,
     }
 
 
@@ -242,6 +239,7 @@ def record_of_stored(model: StoredModel) -> dict[str, Any]:
 
 def weights_of(name: str) -> Path:
     """The safetensors file of a model."""
+    from volsam.recipes.recipe import shipped
     from volsam.recipes.store import stored
 
     recipes = shipped()

@@ -92,9 +92,9 @@ def _require_apart(targets: dict[Path, Path]) -> None:
 def _maker(name: str, device: str, prompts: Path | None, plane: str, stride: int) -> Callable[[Path, Path], str]:
     """What makes one file of one image, and says what is in it."""
     from volsam.recipes.importing import load_automatic
-    from volsam.recipes.recipe import choose_device, load_model, recipes
+    from volsam.recipes.recipe import choose_device, load_model, shipped
 
-    automatic = None if name in recipes or name == "volsam-s" else load_automatic(name, choose_device(device))
+    automatic = None if name in shipped() else load_automatic(name, choose_device(device))
     if automatic is not None:
         if prompts is not None:
             raise BadInput(f"{name} is automatic and takes no prompts: leave --prompts out")

@@ -14,7 +14,6 @@ from volsam.recipes.engine import no_engine
 from volsam.registry import Registry
 
 if TYPE_CHECKING:
-    from volsam.inference.model import InteractiveModel
     from volsam.inference.session import Model
 
 EMBEDDED = "volsam-s"
@@ -36,7 +35,7 @@ class Recipe:
     licence: str
     weights: Path | None
     card: Path | None
-    build: Callable[[Path, str], InteractiveModel]
+    build: Callable[[Path, str], Model]
 
     @property
     def present(self) -> bool:
@@ -53,6 +52,14 @@ class Recipe:
 recipes: Registry[Recipe] = Registry("model")
 
 
+def shipped() -> Registry[Recipe]:
+    """The models that come with the package; asking costs no import of torch."""
+    import volsam.recipes.sam_mini  # they register themselves
+    import volsam.recipes.volsam_s  # noqa: F401
+
+    return recipes
+
+
 def load_model(
     name_or_path: str | os.PathLike[str] | None = None, *, device: str = "auto", engine: str | None = None
 ) -> Model:
@@ -62,10 +69,8 @@ def load_model(
     VOLSAM_ENGINE says, else "auto": OpenVINO for the clicks of published 3D models on a CPU, where it is installed.
     With "plain" it is torch, and the network can learn and be saved, as it cannot with the others.
     """
-    import volsam.recipes.volsam_s  # noqa: F401  registers itself
-
     wanted = EMBEDDED if name_or_path is None else os.fspath(name_or_path)
-    if wanted not in recipes:
+    if wanted not in shipped():
         from volsam.recipes.importing import load
 
         return load(wanted, choose_device(device), engine)

@@ -317,11 +317,12 @@ def initial(method: Method, named: str | None) -> tuple[Weights | None, Init]:
 
     from volsam.recipes import store
     from volsam.recipes.checkpoint import read_checkpoint
-    from volsam.recipes.recipe import recipes
+    from volsam.recipes.recipe import shipped
 
-    store._shipped()
+    recipes = shipped()
     if wanted in recipes and (weights := recipes[wanted].weights) is not None:
-        return load_file(weights), Init(name=wanted, sha256=store.checksum(weights), licence=recipes[wanted].licence)
+        tensors = {name: tensor.float() for name, tensor in load_file(weights).items()}
+        return tensors, Init(name=wanted, sha256=store.checksum(weights), licence=recipes[wanted].licence)
     if store.is_stored(wanted):
         model = store.stored(wanted)
         return load_file(model.weights), Init(name=wanted, sha256=model.card.sha256, licence=model.card.licence)

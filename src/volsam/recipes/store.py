@@ -28,13 +28,12 @@ from pydantic import BaseModel, ValidationError
 
 from volsam.data.files import PIECE, replacing
 from volsam.errors import BadFile, BadInput
+from volsam.recipes.recipe import shipped
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from volsam.recipes.family import Family
-    from volsam.recipes.recipe import Recipe
-    from volsam.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -175,17 +174,10 @@ def stored(name: str) -> StoredModel:
 
 def unknown(name: str) -> BadInput:
     """What to say of a name that nothing has."""
-    names = [*_shipped(), *(model.name for model in all_stored())]
+    names = [*shipped(), *(model.name for model in all_stored())]
     near = get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(sorted(names))}"
     return BadInput(f"no model is called {name!r}; {hint}")
-
-
-def _shipped() -> Registry[Recipe]:
-    import volsam.recipes.volsam_s  # noqa: F401  registers itself
-    from volsam.recipes.recipe import recipes
-
-    return recipes
 
 
 def network_of(model: StoredModel) -> tuple[Family, nn.Module]:
@@ -220,8 +212,8 @@ def require_name(name: str, *, force: bool = False) -> None:
         raise BadInput(
             f"a model cannot be called {name!r}: give a --name of small letters, digits and . _ + - between them{hint}"
         )
-    if name in _shipped():
-        raise BadInput(f"{name} is the model that ships with volsam: give another --name")
+    if name in shipped():
+        raise BadInput(f"{name} is a model that ships with volsam: give another --name")
     if folder_of(name).exists() and not force:
         raise BadInput(f"there is a model called {name} already: give another --name, or replace it with --force")
 

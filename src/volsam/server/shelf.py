@@ -52,11 +52,10 @@ class Shelf:
 
     def spine(self, name: str) -> Spine:
         """What is known of a model, without loading it."""
-        import volsam.recipes.volsam_s  # noqa: F401  registers itself
         from volsam.recipes import store
 
-        if name in known.recipes:
-            recipe = known.recipes[name]
+        if name in known.shipped():
+            recipe = known.shipped()[name]
             return Spine(name, recipe.summary, recipe.licence, recipe.prompts)
         if store.is_stored(name):
             card = store.stored(name).card
