@@ -65,7 +65,7 @@ def type_() -> Type:
 def a_model(monkeypatch: pytest.MonkeyPatch) -> BrightModel:
     """What every name of a model stands for in a test."""
     model = BrightModel()
-    monkeypatch.setattr("volsam.recipes.recipe.load_model", lambda name, *, device: model)
+    monkeypatch.setattr("volsam.recipes.recipe.load_model", lambda name, *, device, engine=None: model)
     return model
 
 
