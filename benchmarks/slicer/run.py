@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="of the default model (9)")
     parser.add_argument("--other-rounds", type=int, default=3, help="of the other models (3)")
     parser.add_argument("--models", default=",".join(name for name, *_ in MODELS), help="others to time; '' for none")
+    parser.add_argument("--home", type=Path, help="where networks with random weights are kept for the next time")
     parser.add_argument("--seed", type=int, default=0, help="of the places (0)")
     parser.add_argument("--output", type=Path, default=HERE / "results.md", help="where the tables go")
     options = parser.parse_args()
@@ -101,33 +102,38 @@ def main() -> None:
     print(machine(), flush=True)
     notice = busy()
     with tempfile.TemporaryDirectory(prefix="volsam-slicer-") as folder:
-        environment = {**os.environ, "VOLSAM_HOME": folder, "PYTHONPATH": str(ROOT / "src")}
-        for name, build, more, _ in chosen:
-            file = str(Path(folder) / f"{name}.pth")
-            subprocess.run([sys.executable, "-c", BUILD, build, file], env=environment, check=True)
-            subprocess.run(
-                [*VOLSAM, "models", "import", file, "--name", name, *more],
-                env=environment,
-                check=True,
-                capture_output=True,
-            )
-            Path(file).unlink()
+        environment = {**os.environ, "VOLSAM_HOME": str(options.home or folder), "PYTHONPATH": str(ROOT / "src")}
+        prepare(chosen, environment)
         with served(["volsam-s", *(name for name, *_ in chosen)], environment) as address:
             scene = Side([str(SLICER), str(HERE / "scene.py")], environment)
             bare = Side([sys.executable, str(HERE / "bare.py")], environment)
             opened = scene.ask(open=str(image), address=address)["seconds"]
             bare.ask(open=str(image))
             places = places_in(image, options.seed)
-            rows = [measured("volsam-s", scene, bare, places, options.rounds, box=False)]
-            for name, _, _, box in chosen:
+            rows = []
+            for name, _, _, box in (("volsam-s", "", (), False), *chosen):
                 scene.ask(model=name)
                 bare.ask(model=name)
-                rows.append(measured(name, scene, bare, places, options.other_rounds, box=box))
+                rounds = options.other_rounds if rows else options.rounds
+                rows.append(measured(name, scene, bare, places, rounds, box=box))
+                report = described(rows, image.name, opened, notice)
+                options.output.write_text(report, encoding="utf-8")
             scene.close()
             bare.close()
-    report = described(rows, image.name, opened, notice)
     print(report)
-    options.output.write_text(report, encoding="utf-8")
+
+
+def prepare(models: Sequence[tuple[str, str, tuple[str, ...], bool]], environment: dict[str, str]) -> None:
+    """Networks with random weights, imported under their names, unless they are there."""
+    kept = json.loads(subprocess.check_output([*VOLSAM, "models", "list", "--json"], env=environment))
+    with tempfile.TemporaryDirectory(prefix="volsam-slicer-") as folder:
+        for name, build, more, _ in models:
+            if name not in {model["name"] for model in kept}:
+                file = str(Path(folder) / f"{name}.pth")
+                subprocess.run([sys.executable, "-c", BUILD, build, file], env=environment, check=True)
+                words = [*VOLSAM, "models", "import", file, "--name", name, *more]
+                subprocess.run(words, env=environment, check=True, capture_output=True)
+                Path(file).unlink()
 
 
 @contextmanager

@@ -299,6 +299,8 @@ class Failed(Exception):
 
 def failure(error: Exception, *, said: bool = False) -> Failure:
     """What went wrong, and what to do, in one sentence; `said` if it may be the last turn that is wrong."""
+    if isinstance(error, Unreachable) and str(error).startswith("http"):
+        return Failure(f"The server at {error}: start it or check the address, then press Ask again. {KEPT}")
     if isinstance(error, Unreachable):
         return Failure(f"{_begun(str(error))}: start it or check the address, then press Ask again. {KEPT}")
     if isinstance(error, Full):
