@@ -32,9 +32,9 @@ def main() -> None:
     slicer.mrmlScene = app.scene
     sys.modules["slicer.ScriptedLoadableModule"] = fakes.scripted_modules()
     slicer.util.settingsValue = lambda key, default, **_: default
-    from scenes import load
     from VolSam import VolSamLogic
     from VolSamLib import geometry
+    from worlds import load
 
     problems: list[str] = []
     logic = VolSamLogic(lambda text, is_error: problems.append(text) if is_error else None)

@@ -612,7 +612,8 @@ def test_a_dataset_goes_by_the_names_of_labels(desk, http, studies, a_label, a_s
     desk.save(
         "more/mr", tmp_path / "two.nii.gz", label_info=[{"name": "spleen", "idx": 1}, {"name": "liver", "idx": 2}]
     )
-    from volsam.data.dataset import check, read_dataset
+    from volsam.data.check import check
+    from volsam.data.dataset import read_dataset
     from volsam.server.dialects.monai_label.datastore import Datastore
 
     folder = tmp_path / "dataset"

@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 collect_ignore_glob = [] if find_spec("trame_slicer") else ["test_*.py"]
 sys.path[:0] = [str(HERE), str(HERE.parents[2] / "slicer" / "VolSam")]
 
-from scenes import VOLSAM, server_environment  # noqa: E402
+from worlds import VOLSAM, server_environment  # noqa: E402
 
 
 @dataclass

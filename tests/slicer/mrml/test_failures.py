@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from scenes import MIDDLE, add_ball, mask_of
 from VolSamLib import geometry
 from VolSamLib.connection import Failed, failure, look
 from VolSamLib.geometry import Refused
+from worlds import MIDDLE, add_ball, mask_of
 
 import slicer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import vtk
-from scenes import MIDDLE, SHAPE, add_ball, ball_of, dice, mask_of, oblique
 from VolSamLib import geometry
 from VolSamLib.geometry import Refused
+from worlds import MIDDLE, SHAPE, add_ball, ball_of, dice, mask_of, oblique
 
 import slicer
 

@@ -6,8 +6,8 @@ import subprocess
 
 import numpy as np
 import pytest
-from scenes import MIDDLE, PYTHON, ROOT, add_ball, mask_of, nifti, read_mask, server_environment, volsam
 from VolSamLib import geometry
+from worlds import MIDDLE, PYTHON, ROOT, add_ball, mask_of, nifti, read_mask, server_environment, volsam
 
 import slicer
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scenes import MIDDLE, add_ball, mask_of
 from VolSamLib import geometry
 from VolSamLib.geometry import Refused
 from VolSamLib.prompts import Part
+from worlds import MIDDLE, add_ball, mask_of
 
 import slicer
 

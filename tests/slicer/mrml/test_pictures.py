@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scenes import MIDDLE, add_ball, load
 from VolSamLib import geometry
+from worlds import MIDDLE, add_ball, load
 
 EDGE = 420  # pixels
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scenes import MIDDLE, add_ball, ball_of, dice, load, mask_of, nifti, oblique, read_mask, volsam
 from VolSamLib import geometry
+from worlds import MIDDLE, add_ball, ball_of, dice, load, mask_of, nifti, oblique, read_mask, volsam
 
 import slicer
 

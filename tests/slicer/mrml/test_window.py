@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scenes import MIDDLE, add_ball, mask_of
 from VolSamLib import geometry, server_process
+from worlds import MIDDLE, add_ball, mask_of
 
 import slicer
 
