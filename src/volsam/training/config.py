@@ -44,8 +44,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Longest gradient of each group of weights."""
     average: float = 0.0
     """Decay of a running average of the trained weights, which is then what is kept and validated; 0 for none."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """As Lightning Fabric calls them; mixed precision pays on a GPU."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """As Lightning Fabric calls them; mixed precision pays on a GPU, and half precision needs a scale of its own."""
     augment: Literal["none", "light", "full"] = "full"
     """light: flips alone; full: turns, zooms, noise, blur, brightness and contrast as well."""
     flip: bool | None = None
