@@ -11,9 +11,10 @@ import qt
 
 import slicer
 from VolSamLib import server_process
+from VolSamLib.asking import ADDRESS
 from VolSamLib.connection import Errand, Found, look
 from VolSamLib.geometry import Refused
-from VolSamLib.logic import ADDRESS, Annotator
+from VolSamLib.logic import Annotator
 
 ADDRESS_SETTING, FOLDER_SETTING = "VolSam/Address", "VolSam/Environment"
 STARTS = "Starting the server …"
