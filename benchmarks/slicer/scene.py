@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "slicer" / "VolSam"), str(ROOT / "tests" / "slicer" / "mrml")]
-TIMER = 0.02  # seconds between two calls of the module's timer
+TIMER = 0.01  # seconds between two calls of the module's timer
 
 
 def main() -> None:

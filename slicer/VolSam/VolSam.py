@@ -16,7 +16,7 @@ from VolSamLib.widget import Panel
 
 import slicer
 
-POLL = 20  # milliseconds
+POLL = 10  # milliseconds
 
 
 class VolSam(ScriptedLoadableModule):

@@ -157,9 +157,9 @@ class Asker:
         )
 
     def _write(self, segments: Segments, segment: str, said: tuple[Said, Said], part: Part) -> None:
-        before = segments.parts()
+        before = segments.parts_written_with(segment)
         segments.write(segment, part)
-        after = segments.parts()
+        after = segments.parts_written_with(segment)
         old, new = changed(before, after)
         self._written.update(after)
         if old or said[0] != said[1]:

@@ -84,9 +84,11 @@ class Segments:
         whole = slicer.util.arrayFromSegmentBinaryLabelmap(self.node, segment, self.volume)
         return Part.around(whole.transpose(2, 1, 0) > 0)
 
-    def parts(self) -> dict[str, Part]:
-        """What every segment has."""
-        return {segment: self.part(segment) for segment in self.ids}
+    def parts_written_with(self, segment: str) -> dict[str, Part]:
+        """What a segment has, and every other one that may lose voxels when it is written."""
+        node = self._editor_node()
+        alone = node.GetOverwriteMode() == node.OverwriteNone
+        return {one: self.part(one) for one in ([segment] if alone else self.ids)}
 
     def write(self, segment: str, part: Part) -> None:
         """Make `part` the segment, as far as masking, overwriting and locks allow it."""
