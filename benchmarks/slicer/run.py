@@ -245,7 +245,7 @@ Seconds from a point placed in the scene to the segment changed, with quartiles,
 `volsam.Session` alone, taken by turns in the same run. The scene is one of Slicer's own libraries, without a window;
 the module's timer fires every 10 ms. Models of slices got one slice, since they would follow an
 object from slice to slice, and how far depends on the weights; MedSAM knows boxes only, so it got a box. That
-slice is encoded in a first round which is left out, so theirs are times of decoding, and most of the ratio is the scene.
+slice is encoded in a first round, which is left out: theirs are times of decoding, and most of the ratio is the scene.
 
 {table(heads, cells)}
 
