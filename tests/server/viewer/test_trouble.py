@@ -43,6 +43,7 @@ def test_an_ended_lease_is_claimed_again_and_the_click_is_not_lost(viewer: Viewe
     viewer.page.evaluate("fetch('api/v1/lease', { method: 'DELETE', headers: { 'X-Lease-Token': volsam.api.lease } })")
     viewer.click("axial", (24, 22, 14))
     viewer.page.wait_for_function("volsam.session.prompts.length === 2")
+    viewer.settle()
     viewer.page.evaluate("volsam.api.lease = null")  # as after a heartbeat that came too late
     viewer.click("axial", (20, 18, 14))
     viewer.page.wait_for_function("volsam.session.prompts.length === 3")
