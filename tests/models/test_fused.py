@@ -22,6 +22,15 @@ def test_one_step_gives_what_two_give(shape: tuple[int, ...], biased: bool) -> N
             assert_close(linear_gelu(x, weight, bias), expected, rtol=0, atol=5e-6)
 
 
+def test_numbers_that_do_not_lie_side_by_side_are_read_rightly() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(5, 24)[:, ::2], torch.randn(12, 7).T
+    for bias in (torch.randn(1).expand(7), torch.randn(14)[::2]):
+        with torch.no_grad():
+            expected = F.gelu(F.linear(x, weight, bias))
+            assert_close(linear_gelu(x, weight, bias), expected, rtol=0, atol=5e-6)
+
+
 def test_gradients_flow() -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(5, 12), torch.randn(7, 12, requires_grad=True), torch.randn(7)

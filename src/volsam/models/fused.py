@@ -19,6 +19,8 @@ def linear_gelu(
     torch's own compiler uses too; it knows neither gradients nor mixed precision, for which two steps are taken.
     """
     if weight.is_mkldnn or (_has_kernel() and _is_plain(x, weight)):
+        # The kernel reads a bias as if its numbers lay side by side, also where they do not.
+        bias = None if bias is None else bias.contiguous()
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
     return F.gelu(F.linear(x, weight, bias))
 
