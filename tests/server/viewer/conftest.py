@@ -172,8 +172,9 @@ class Viewer:
             self.step(lambda key=key: self.page.keyboard.press(key))
 
     def settle(self) -> None:
-        """Wait until no action is on its way."""
-        self.page.wait_for_function("volsam.session.state && volsam.session.waiting === 0")
+        """Wait until no action is on its way, and the list of prompts is that of the last one."""
+        idle = "volsam.session.waiting === 0 && volsam.session.listing === 0"
+        self.page.wait_for_function(f"volsam.session.state && {idle}")
 
     def state(self, what: str) -> Any:
         """Something of the session's state."""

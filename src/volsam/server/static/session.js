@@ -19,6 +19,7 @@ export class Session extends EventTarget {
     this.prompts = [];
     this.waiting = 0;
     this.asked = 0;
+    this.listing = 0;
     this.last = Promise.resolve();
     this.heat = null;
     api.addEventListener("resumed", ({ detail }) => this.#take(detail, false));
@@ -89,10 +90,15 @@ export class Session extends EventTarget {
 
   async refreshPrompts() {
     const asked = ++this.asked; // of several questions on their way the last one counts
-    const answer = await this.api.call("GET", `session/prompts?object=${this.state.current}&space=voxel`);
-    if (asked !== this.asked) return;
-    this.prompts = answer.prompts;
-    this.#tell("prompts");
+    this.listing++;
+    try {
+      const answer = await this.api.call("GET", `session/prompts?object=${this.state.current}&space=voxel`);
+      if (asked !== this.asked) return;
+      this.prompts = answer.prompts;
+      this.#tell("prompts");
+    } finally {
+      this.listing--;
+    }
   }
 
   // --- objects -------------------------------------------------------------------------------------------------------
