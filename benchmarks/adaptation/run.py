@@ -10,6 +10,7 @@ methods can be chosen, so that the work can be shared by several machines: their
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import platform
@@ -27,9 +28,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "volsam-s, adapters alone": ("adapt", {"tune": "adapters"}),
     "AutoSAM on sam-mini": ("autosam", {"versions": 4}),
     "MA-SAM on sam-mini": ("ma-sam", {"batch_size": 1, "power": 0.9}),
-    "3DSAM-adapter on sam-mini, automatic": ("3dsam-adapter-auto", {}),
+    "3DSAM-adapter on sam-mini, automatic": ("3dsam-adapter-auto", {"edge": 32, "out": 64, "voxels": 32**3}),
     "UNet from scratch": ("unet", {}),
+    "UNet after SimCLR": ("unet", {}),
+    "nnU-Net": ("", {}),
 }
+"""nnU-Net is run by benchmarks/peers/nnunet.py, in an environment of its own."""
 # Of some sets, how names tell patients, and what their volumes need.
 PATIENTS = {"acdc_cardiac": r"patient\d+"}
 
@@ -45,32 +49,38 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/adaptation"), help="where runs are kept")
     parser.add_argument("--output", type=Path, default=HERE)
     options = parser.parse_args()
-    chosen = options.methods.split(";") if options.methods else list(METHODS)
-    rows = _read(options.output / "results.json")
+    ours = [name for name, (recipe, _) in METHODS.items() if recipe]
+    chosen = options.methods.split(";") if options.methods else ours
+    options.output.mkdir(parents=True, exist_ok=True)
     for size in options.sizes.split(","):
         for name in options.sets.split(","):
             for draw in range(options.draws if size != "all" else 1):
                 for method in chosen:
                     key = {"set": name, "method": method, "size": size, "draw": draw, "minutes": options.minutes}
-                    if any(all(row[part] == value for part, value in key.items()) for row in rows):
+                    if any(all(row[part] == value for part, value in key.items()) for row in _read(options.output)):
                         continue
                     found = run(options, **key)
                     print(json.dumps({**key, **found}), flush=True)
-                    rows.append({**key, **found})
-                    (options.output / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-                    (options.output / "results.md").write_text(table(rows))
+                    _keep(options.output, {**key, **found})
 
 
 def run(options: argparse.Namespace, set: str, method: str, size: str, draw: int, minutes: float) -> dict[str, Any]:
     """Train once and score; how it went."""
     recipe, settings = METHODS[method]
-    folder = options.work / f"{set}-{recipe}-{settings.get('tune', '')}-{size}-{draw}-{minutes:g}"
+    folder = options.work / f"{set}-{method.replace(' ', '_')}-{size}-{draw}-{minutes:g}"
     shutil.rmtree(folder, ignore_errors=True)
     given = {**settings, "minutes": minutes, "clock": "cpu", "max_steps": 10**6, "seed": draw, "validate_every": 1.0}
-    words = ["train", recipe, options.data / set, "-o", folder, "--device", "cpu"]
-    words += [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
-    words += ["--patient", PATIENTS[set]] if set in PATIENTS else []
+    common = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
+    common += ["--device", "cpu", *(["--patient", PATIENTS[set]] if set in PATIENTS else [])]
+    words = ["train", recipe, options.data / set, "-o", folder, *common]
     words += ["--train-cases", size] if size != "all" else []
+    if method == "UNet after SimCLR":  # which learns before, once for all sizes, from all training images
+        before = options.work / f"{set}-simclr-{draw}-{minutes:g}"
+        if not (before / "run.json").exists():
+            done = volsam(["train", "simclr", options.data / set, "-o", before, *common])
+            if done.returncode:
+                return {"failed": done.stderr.strip().splitlines()[-1]}
+        words += ["--init", before]
     done = volsam(words)
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1]}
@@ -108,8 +118,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# Dice against the number of training volumes",
         "",
         "Made by `benchmarks/adaptation/run.py`. Every run had the same budget of processor time on one thread and the "
-        "same training cases; held-out cases took no part in any choice. Mean Dice over the objects of the held-out "
-        "cases and over draws; in brackets the lowest and the highest draw.",
+        "same training cases; held-out cases took no part in any choice. SimCLR has that budget once more, before, on "
+        "all training images without their labels; sam-mini and volsam-s bring what they learnt before. Planning and "
+        "preparing data do not count. Mean Dice over the objects of the held-out cases and over draws; in brackets "
+        "the lowest and the highest draw.",
         "",
         f"Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python "
         f"{platform.python_version()}, torch {torch.__version__}.",
@@ -134,8 +146,18 @@ def _cell(rows: list[dict[str, Any]]) -> str:
     return f"{mean(dice):.3f}{spread}"
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(output: Path) -> list[dict[str, Any]]:
+    path = output / "results.json"
     return json.loads(path.read_text()) if path.exists() else []
+
+
+def _keep(output: Path, row: dict[str, Any]) -> None:
+    """One run more, also where several of these scripts work on one table."""
+    with (output / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = sorted([*_read(output), row], key=lambda row: (row["set"], list(METHODS).index(row["method"])))
+        (output / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+        (output / "results.md").write_text(table(rows))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ class VolumeConfig(TrainConfig, frozen=True):
     """How many times a crop is enlarged before SAM's patches of 16 are made: 4 with clicks and 2 without."""
     window: PositiveInt = 8
     """Tokens along the edge of the windows of attention."""
+    out: PositiveInt | None = None
+    """Channels of a level of features; None: as many as SAM's neck has, 256 as published. The head's convolutions at
+    full size cost by the square of it: 64 is much quicker in small crops."""
     spacing: float | None = None
     """Voxel size in mm, the same along all axes, 1 in the paper; None: so that a median volume has `voxels`."""
     voxels: PositiveInt = 64**3
@@ -112,6 +115,7 @@ def automatic(method: from_sam.Method, plan: Plan, config: VolumeConfig, weights
         crop=plan.patch,
         enlarged=config.enlarged,
         window=config.window,
+        out=config.out,
     )
 
 
@@ -128,7 +132,11 @@ def windows(network: nn.Module, plan: Plan, config: VolumeConfig, name: str, dev
 def clicked(plan: Plan, config: ClickConfig, weights: Weights | None) -> nn.Module:
     """The network that takes clicks."""
     return from_sam.sam_adapter_3d_from_sam(
-        require(weights, "3dsam-adapter"), crop=plan.patch, enlarged=config.enlarged, window=config.window
+        require(weights, "3dsam-adapter"),
+        crop=plan.patch,
+        enlarged=config.enlarged,
+        window=config.window,
+        out=config.out,
     )
 
 
