@@ -23,9 +23,10 @@ from safetensors.torch import load_file, save_file
 from scenes import Sampler, load
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train import Config, collate, first_prompts, next_prompts, overlap
+from train import Config, collate
 
 from volsam.models.dense_prompt import DensePromptNet
+from volsam.training.dense_clicks import first_prompts, next_prompts, overlap
 
 TURNS = 4
 PROCESSES = 2
@@ -57,9 +58,9 @@ def gather(rank: int, weights: Path, config: Config, data: Path, run: Path, minu
         prompts = first_prompts(batch, generator)
         for turn in range(TURNS):
             draft = network.draft(features, prompts)
-            seen.append((draft.evidence, overlap(draft.half, batch)))
+            seen.append((draft.evidence, overlap(draft.half, batch.half, batch.wholes)))
             if turn + 1 < TURNS:
-                prompts = next_prompts(prompts, draft.half, batch, turn + 1, generator)
+                prompts = next_prompts(prompts, draft.half, batch.half, turn + 1, generator)
     talk = (torch.cat([e for e, _ in seen]), torch.cat([o for _, o in seen]))
     torch.save({"ladders": found, "talk": talk}, run / f"calibration-{rank}.pt")
 

@@ -23,6 +23,7 @@ SLICES = {"edge": 64, "batch_size": 2}
 VOLUMES = {"edge": 16, "enlarged": 4, "window": 2, "batch_size": 1}
 SETTINGS = {
     "adapt": {"edge": 32},
+    "adapt-clicks": {"edge": 32},
     "unet": {"edge": 32, "width": 4},
     "dynunet": {"edge": 32, "width": 4},
     "swin-unetr": {"edge": 64, "width": 12, "batch_size": 1},
@@ -32,6 +33,9 @@ SETTINGS = {
     "autosam": {**SLICES, "versions": 1},
     "ma-sam": {**SLICES, "slices": 3, "batch_size": 1, "channels": 8, "rank": 4},
 }
+
+
+PROMPTED = {"3dsam-adapter", "sam-med3d", "fastsam3d", "adapt-clicks"}
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def trained(method, dataset, folder, sam, **more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", sorted(set(load_methods()) - {"3dsam-adapter", "sam-med3d", "fastsam3d", "simclr"}))
+@pytest.mark.parametrize("method", sorted(set(load_methods()) - {*PROMPTED, "simclr"}))
 def test_an_automatic_method_is_trained_and_labels_volumes(method, a_dataset, tmp_path, a_sam):
     job, before = trained(method, a_dataset, tmp_path / "run", a_sam)
     for name, value in job.network.named_parameters():
@@ -83,6 +87,25 @@ def test_3dsam_adapter_is_trained_and_takes_clicks(a_dataset, tmp_path, a_sam):
     volume = read_image(a_dataset.cases[0])
     session = Session(model, volume)
     session.add(Click(tuple(volume.grid.to_world((14, 13, 13)))))
+    assert session.mask.grid == volume.grid
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tune", ["adapters", "decoder", "all"])
+def test_volsam_s_is_adapted_and_still_takes_every_prompt(a_dataset, tmp_path, tune):
+    job, before = trained("adapt-clicks", a_dataset, tmp_path / "run", None, tune=tune)
+    moved = {name for name, value in job.network.named_parameters() if not torch.equal(value, before[name])}
+    frozen = {name for name, value in job.network.named_parameters() if not value.requires_grad}
+    assert any(name.startswith("prompts.") for name in moved)
+    assert any(name.startswith("quality.") for name in moved)
+    assert not moved & frozen
+    assert ("stem.weight" in frozen) == (tune != "all")
+    assert any(".up." in name for name in moved) == (tune == "adapters")
+    model = load(str(tmp_path / "run"), "cpu")
+    volume = read_image(a_dataset.cases[0])
+    session = Session(model, volume)
+    session.add(Click(tuple(volume.grid.to_world((14, 13, 13)))))
+    session.add(Click(tuple(volume.grid.to_world((2, 2, 2))), positive=False))
     assert session.mask.grid == volume.grid
 
 

@@ -1,6 +1,7 @@
-"""`volsam train adapt`: volsam-s made automatic for the classes of a dataset, in minutes on a laptop.
+"""volsam-s adapted to a dataset, in minutes on a laptop: `adapt` makes it automatic, `adapt-clicks` a better listener.
 
-Small adapters behind each level of its encoder, a decoder that goes on learning, and a new head; the rest is frozen.
+`adapt` has a new head for the classes of the dataset, `adapt-clicks` keeps the head that answers prompts. All weights
+learn, or the decoder, or that and small adapters behind each level of the encoder.
 """
 
 from __future__ import annotations
@@ -17,33 +18,33 @@ from volsam.data.dataset import Case, Dataset
 from volsam.data.preparation import Preparation, Prepared, patch_of, spacing_of
 from volsam.models.dense_classes import DenseClassNet
 from volsam.models.dense_prompt import DensePromptNet
-from volsam.recipes.method import Method, Show, Weights, augment_of, methods, plan_of
+from volsam.recipes.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
 from volsam.recipes.recipe import EMBEDDED
 from volsam.training.config import TrainConfig
+from volsam.training.dense_clicks import DenseClickTask
 from volsam.training.items import Items, Patches
 from volsam.training.losses import dice_and_cross_entropy
 from volsam.training.run import Plan
 from volsam.training.tasks import LabelTask
 
 if TYPE_CHECKING:
+    from volsam.inference.model import DensePromptModel
     from volsam.inference.windows import WindowModel
 
-_DECODER = r"coarse|last|base\.(skips|prompts|blocks|narrow|fine)"
+_DECODER = r"coarse|last|(base\.)?(skips|prompts|blocks|narrow|fine|quality)"
 _PROMPTS_ONLY = r"(?!base\.(quality|keys|coarse|fine\.3))"
 TUNED = {
-    "adapters": rf"{_PROMPTS_ONLY}({_DECODER}|base\.down\d\.\d+\.(down|mix|up|norm))",
+    "adapters": rf"{_PROMPTS_ONLY}({_DECODER}|(base\.)?down\d\.\d+\.(down|mix|up|norm))",
     "decoder": rf"{_PROMPTS_ONLY}({_DECODER})",
     "all": rf"{_PROMPTS_ONLY}",
 }
-"""Names of the weights that learn; what is left out of all is what only prompts need."""
+"""Names of the weights that learn; what is left out where there is a head for classes is what only prompts need."""
 
 
-class AdaptConfig(TrainConfig, frozen=True):
-    """Settings of `volsam train adapt`."""
+class AdaptedConfig(TrainConfig, frozen=True):
+    """Settings of both."""
 
     max_steps: PositiveInt = 400
-    learning_rate: float = 2e-3
-    pretrained_rate: float = 0.5
     average: float = 0.98
     tune: Literal["adapters", "decoder", "all"] = "all"
     """adapters: those, the decoder and the head; decoder: without adapters; all: every weight."""
@@ -55,21 +56,49 @@ class AdaptConfig(TrainConfig, frozen=True):
     """Voxel size in mm in which volumes are seen; None: as `voxels` says."""
 
 
-def plan(dataset: Dataset, cases: Sequence[Case], config: AdaptConfig) -> Plan:
+class AdaptConfig(AdaptedConfig, frozen=True):
+    """Settings of `volsam train adapt`."""
+
+    learning_rate: float = 2e-3
+    pretrained_rate: float = 0.5
+
+
+class AdaptClicksConfig(AdaptedConfig, frozen=True):
+    """Settings of `volsam train adapt-clicks`."""
+
+    learning_rate: float = 5e-4
+    early: float = 0.25
+    """Part of the schedule in which simulated conversations are short."""
+
+
+def plan(dataset: Dataset, cases: Sequence[Case], config: AdaptedConfig) -> Plan:
     """Volumes as coarse as the settings say."""
     spacing = config.spacing or spacing_of(cases, "RAS", config.voxels)
     preparation = Preparation(spacing=spacing, scaling="unclipped")
     return plan_of(dataset, preparation, patch_of(cases, "RAS", spacing, config.edge, 16), config)
 
 
-def network(plan: Plan, config: AdaptConfig, weights: Weights | None) -> nn.Module:
-    """volsam-s, or one trained from nothing, with a head for every class."""
+def _begun(config: AdaptedConfig, weights: Weights | None) -> DensePromptNet:
+    """volsam-s, or one that begins from nothing, with adapters if they are wanted."""
     base = DensePromptNet()
     if weights is not None:
         base.load_state_dict(weights)
     if config.tune == "adapters":
         add_level_adapters(base)
-    made = DenseClassNet(base, len(plan.labels))
+    return base
+
+
+def _is_new(name: str) -> bool:
+    """Whether a weight is an adapter's."""
+    return ".up." in name or ".down." in name or ".mix." in name
+
+
+# --- without prompts -------------------------------------------------------------------------------------------------
+
+
+def network(plan: Plan, config: AdaptConfig, weights: Weights | None) -> nn.Module:
+    """The network with a head for every class."""
+    made = DenseClassNet(_begun(config, weights), len(plan.labels))
     train_only(made, TUNED[config.tune])
     return made
 
@@ -79,8 +108,7 @@ def groups(network: nn.Module, config: AdaptConfig) -> list[tuple[list[nn.Parame
     new: list[nn.Parameter] = []
     old: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        is_new = name.startswith(("coarse", "last")) or ".up." in name or ".down." in name or ".mix." in name
-        (new if is_new else old).append(parameter)
+        (new if name.startswith(("coarse", "last")) or _is_new(name) else old).append(parameter)
     return [(new, 1.0), (old, config.pretrained_rate)]
 
 
@@ -119,5 +147,54 @@ methods.add(
         items=items,
         model=model,
         groups=groups,
+    ),
+)
+
+
+# --- with prompts ----------------------------------------------------------------------------------------------------
+
+
+def prompted(plan: Plan, config: AdaptClicksConfig, weights: Weights | None) -> nn.Module:
+    """The network as it is, prompts included."""
+    made = _begun(config, weights)
+    train_only(made, "" if config.tune == "all" else TUNED[config.tune].removeprefix(_PROMPTS_ONLY))
+    return made
+
+
+def click_task(network: nn.Module, plan: Plan, config: AdaptClicksConfig) -> nn.Module:
+    """Simulated conversations, as volsam-s itself has learnt."""
+    assert isinstance(network, DensePromptNet)
+    return DenseClickTask(network, config.early)
+
+
+def objects(
+    cases: Sequence[Prepared], plan: Plan, config: AdaptClicksConfig, network: nn.Module, device: str, show: Show
+) -> Items:
+    """Cubes around one object each, shown as volsam-s sees a region."""
+    return Patches(cases, plan.patch, augment_of(plan, config), config.seed, by_region=True, one_object=True)
+
+
+def click_model(network: nn.Module, plan: Plan, config: AdaptClicksConfig, name: str, device: str) -> DensePromptModel:
+    """The network behind a session."""
+    from volsam.inference.model import DensePromptModel
+
+    assert isinstance(network, DensePromptNet)
+    return DensePromptModel(network, name, device)
+
+
+methods.add(
+    "adapt-clicks",
+    Method(
+        name="adapt-clicks",
+        title="volsam-s, adapted, with prompts",
+        source="this project",
+        config=AdaptClicksConfig,
+        init=EMBEDDED,
+        plan=plan,
+        network=prompted,
+        task=click_task,
+        items=objects,
+        model=click_model,
+        groups=all_alike,
     ),
 )

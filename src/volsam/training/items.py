@@ -53,7 +53,8 @@ class Patches(Items):
         seed: of what is drawn.
         by_region: show a patch as volsam-s sees a region (three channels of the first one).
         points: clicks to give beside it, in the object and anywhere; see `PointsTask`.
-        one_object: let the label be 1 in one class, around which the patch is drawn, and 0 elsewhere.
+        one_object: let the label be 1 in one class, around which the patch is drawn, and 0 elsewhere; `whole` is then
+            how many voxels it has, with those outside of the patch.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class Patches(Items):
         else:
             low = self.anywhere(case, random)
         image, label, known = self.cut(case, low)
+        outside: int = 0
         if self.one_object:
             label = (label == chosen + 1).astype(np.uint8) if chosen is not None else np.zeros_like(label)
+            outside = 0 if chosen is None else int(np.sum(case.label == chosen + 1) - np.sum(label))
         image, label, known = self.augment.places(image, label, known, random)
         if self.by_region:
             image = normalise(image[0], known)
@@ -97,6 +100,8 @@ class Patches(Items):
             "image": torch.from_numpy(self.augment.values(image, random)),
             "label": torch.from_numpy(label.astype(np.int64)),
         }
+        if self.one_object:
+            item["whole"] = torch.tensor(float(np.count_nonzero(label) + outside))
         if self.points is not None:
             item["points"] = torch.from_numpy(drawn_points(label > 0, self.points, random))
         return item

@@ -1,0 +1,242 @@
+"""Conversations with volsam-s: a first prompt, then clicks on what is still wrong; some of them off, some unheeded.
+
+The network answers at half size, where nearly all of its work is; the finest stage, made of pointwise layers, is learnt
+in a part of the region. Only some turns of a conversation give gradients: what comes between teaches little and costs
+as much. docs/concepts/default-model.md says why the prompts are drawn as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from volsam.models.dense_prompt import DensePromptNet, Part
+from volsam.models.features import Features
+from volsam.models.prompt_maps import NOWHERE, Prompts
+from volsam.training.losses import overlap_of_masks
+
+CLICKS = 12
+"""Most points in one prompt."""
+PART = 24
+"""Side of the part in which the finest stage is trained."""
+
+TURNS = (1, 2, 3, 4, 5, 6, 8, 10)
+"""Lengths of a conversation, and how often each is drawn: short ones first, they teach the most per minute."""
+EARLY_TURNS = (0.40, 0.30, 0.20, 0.10, 0.0, 0.0, 0.0, 0.0)
+LATE_TURNS = (0.20, 0.20, 0.20, 0.14, 0.10, 0.08, 0.05, 0.03)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a step is about.
+
+    image: (b 3 n n n) as the network sees it; masks: (tb 1 n n n) in 0..1, t objects of each image, first ones first;
+    wholes: (tb,) size of each object in voxels of the region, with what lies outside of it; clicks: (tb 3) where the
+    region was centred, `NOWHERE` if that says nothing.
+    """
+
+    image: Tensor
+    masks: Tensor
+    wholes: Tensor
+    clicks: Tensor
+
+    @property
+    def half(self) -> Float[Tensor, "tb 1 d h w"]:
+        """The masks at half size."""
+        return F.avg_pool3d(self.masks, 2)
+
+
+class DenseClickTask(nn.Module):
+    """volsam-s in simulated conversations.
+
+    A batch holds `image` (b 3 n n n), `label` (b n n n), 1 in the object, and `whole` (b,), the size of the object in
+    voxels with what lies outside of the image.
+
+    early: part of the schedule in which conversations are short.
+    """
+
+    def __init__(self, network: DensePromptNet, early: float = 0.45) -> None:
+        super().__init__()
+        self.network = network
+        self.early = early
+        self.is_early = early > 0
+
+    def at(self, part: float) -> None:
+        """How far the schedule is, 0 to 1."""
+        self.is_early = part < self.early
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`loss` of the turns that were learnt from, `first` and `dice`: after the first turn and the last."""
+        masks = rearrange(batch["label"], "b d h w -> b 1 d h w").to(batch["image"].dtype)
+        nowhere = torch.full((len(masks), 3), NOWHERE, device=masks.device)
+        targets = Targets(batch["image"], masks, batch["whole"].to(masks.dtype), nowhere)
+        generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        loss, dice = converse(self.network, targets, self.is_early, generator)
+        return {"loss": loss, "first": torch.tensor(dice[0]), "dice": torch.tensor(dice[-1])}
+
+
+def converse(
+    network: DensePromptNet, targets: Targets, early: bool, generator: torch.Generator
+) -> tuple[Tensor, list[float]]:
+    """Loss of one simulated conversation, a short one while it is `early`, and the mean Dice inside the region after
+    each click.
+    """
+    chances = torch.tensor(EARLY_TURNS if early else LATE_TURNS)
+    turns = TURNS[int(torch.multinomial(chances, 1, generator=generator))]
+    learned = {0, turns - 1, int(torch.randint(0, turns, (1,), generator=generator))}
+    features = network.encode(targets.image).repeat(len(targets.masks) // len(targets.image))
+    frozen = Features(features.embedding.detach(), tuple(tap.detach() for tap in features.taps), features.image)
+    part = _drawn_part(targets.image.shape[-3:], generator)
+    skip = network.fine_skip(features, part)
+    half = targets.half
+    prompts = first_prompts(targets, generator)
+    loss, scores = torch.zeros((), device=targets.image.device), []
+    for turn in range(turns):
+        with torch.set_grad_enabled(turn in learned and torch.is_grad_enabled()):
+            draft = network.draft(features if turn in learned else frozen, prompts)
+            if turn in learned:
+                fine = network.refine(features, prompts, draft, part, skip)
+                items = overlap_of_masks(draft.half, half) + 0.5 * near_clicks(draft.half, half, prompts)
+                items = items + 0.5 * overlap_of_masks(fine, targets.masks[(..., *part)])
+                dice = overlap(draft.half.detach(), half, targets.wholes)
+                loss = loss + items.mean() + 0.5 * F.smooth_l1_loss(draft.quality[:, 0], dice, beta=0.1)
+        scores.append(float(overlap(draft.half.detach(), half).mean()))
+        if turn + 1 < turns:
+            prompts = next_prompts(prompts, draft.half.detach(), half, turn + 1, generator)
+    return loss / len(learned), scores
+
+
+def _drawn_part(shape: torch.Size, generator: torch.Generator) -> Part:
+    """Even bounds of a cube, not at the border of the region where there is room."""
+    parts = []
+    for size in shape:
+        side = min(PART, size)
+        margin = min(size // 8, (size - side) // 2)
+        low = int(torch.randint(margin, size - margin - side + 1, (1,), generator=generator)) // 2 * 2
+        parts.append(slice(low, low + side))
+    return (parts[0], parts[1], parts[2])
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def first_prompts(targets: Targets, generator: torch.Generator) -> Prompts:
+    """A click, or (15 %) a box with or without one. A click that centred the region is mostly the one that is given."""
+    masks = (targets.half > 0.5).float()
+    points = torch.full((len(masks), CLICKS, 3), NOWHERE, device=masks.device)
+    labels = torch.full((len(masks), CLICKS), -1, device=masks.device)
+    found = deepest(masks, generator).float()
+    given = targets.clicks[:, :1] > 0
+    keep = given & (torch.rand(len(masks), 1, generator=generator).to(masks.device) < 0.8)
+    last = torch.tensor(targets.masks.shape[-3:], device=masks.device) - 1
+    points[:, 0] = torch.where(keep, targets.clicks.clamp(min=0).minimum(last), found)
+    labels[:, 0] = 1
+    box = torch.zeros_like(targets.masks)
+    for index in range(len(masks)):
+        if torch.rand(1, generator=generator).item() > 0.15:
+            continue
+        places = (targets.masks[index, 0] > 0.5).nonzero()
+        if len(places) < 8:
+            continue
+        low, high = _drawn_box(places, points[index, 0], last, generator)
+        box[index, 0, low[0] : high[0] + 1, low[1] : high[1] + 1, low[2] : high[2] + 1] = 1
+        if torch.rand(1, generator=generator).item() < 0.6:
+            labels[index, 0] = -1
+            points[index, 0] = NOWHERE
+    return Prompts(points, labels, box)
+
+
+def _drawn_box(places: Tensor, click: Tensor, last: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """First and last voxel (3,) of a box around an object's voxels (n 3), a little off; in three of ten a flat one."""
+    low, high = places.amin(0).float(), places.amax(0).float()
+    slack = (high - low) * 0.06
+    low = (low + slack * torch.randn(3, generator=generator).to(low)).round().clamp(min=0).minimum(last).long()
+    high = (high + slack * torch.randn(3, generator=generator).to(low)).round().clamp(min=0).minimum(last).long()
+    if torch.rand(1, generator=generator).item() < 0.3:  # a 2D box: one slice, tight there
+        axis = int(torch.randint(0, 3, (1,), generator=generator))
+        cut = int(click[axis].round().clamp(min=0).minimum(last[axis]))
+        there = places[places[:, axis] == cut]
+        if len(there):
+            return there.amin(0), there.amax(0)
+    return low, high
+
+
+def next_prompts(prompts: Prompts, half: Tensor, target: Tensor, turn: int, generator: torch.Generator) -> Prompts:
+    """One more click in the larger error; 4 % of the clicks fall anywhere near the object, with the right sign.
+
+    half: (b 1 d h w) logits of the mask so far, at half size; target: (b 1 d h w) in 0..1, at half size.
+    """
+    mask, target = (half > 0).float(), (target > 0.5).float()
+    missed, added = target * (1 - mask), mask * (1 - target)
+    thickness = [F.avg_pool3d(error, 5, 1, 2).amax(dim=(1, 2, 3, 4)) for error in (missed, added)]
+    positive = thickness[0] >= thickness[1]
+    error = torch.where(positive[:, None, None, None, None], missed, added)
+    place = deepest(error, generator).float()
+    stray = torch.rand(len(place), generator=generator).to(place.device) < 0.04
+    place = torch.where(stray[:, None], place + 4 * torch.randn(place.shape, generator=generator).to(place), place)
+    d, h, w = target.shape[-3:]
+    place = place.clamp(min=0).minimum(2 * torch.tensor((d, h, w), device=place.device) - 1)
+    index = (place / 2).long()
+    at = (index[:, 0].clamp(max=d - 1) * h + index[:, 1].clamp(max=h - 1)) * w + index[:, 2].clamp(max=w - 1)
+    sign = target.flatten(1).gather(1, at[:, None])[:, 0] > 0.5
+    points, labels = prompts.points.clone(), prompts.labels.clone()
+    some = error.flatten(1).sum(1) > 0
+    points[:, turn] = torch.where(some[:, None], place, NOWHERE)
+    labels[:, turn] = torch.where(some, sign.long(), -1)
+    fed = half.detach()
+    if torch.rand(1, generator=generator).item() < 0.1:
+        return Prompts(points, labels, prompts.box)
+    if torch.rand(1, generator=generator).item() < 0.15:  # as after a change of zoom: the old mask, softened
+        fed = F.avg_pool3d(fed, 3, 1, 1)
+    return Prompts(points, labels, prompts.box, fed)
+
+
+def deepest(error: Float[Tensor, "b 1 d h w"], generator: torch.Generator) -> Tensor:
+    """(b 3) voxel of the input in the middle of `error` (0 or 1, at half size); 35 % anywhere in it.
+
+    A sum of box means of several widths is highest where the error is thickest: near enough to a distance transform,
+    and one call for the whole batch.
+    """
+    widths = [k for k in (3, 5, 9, 15) if k <= min(error.shape[-3:])]
+    score = sum(F.avg_pool3d(error, k, 1, k // 2) for k in widths) * error
+    noise = torch.rand(error.shape, generator=generator).to(error.device)
+    anywhere = torch.rand(len(error), generator=generator).to(error.device) < 0.35
+    score = torch.where(anywhere[:, None, None, None, None], noise * error, score + 0.1 * noise * error)
+    place = score.flatten(1).argmax(1)
+    _, h, w = error.shape[-3:]
+    index = torch.stack([place // (h * w), place // w % h, place % w], dim=1)
+    return 2 * index + torch.randint(0, 2, index.shape, generator=generator).to(index)
+
+
+# --- what is learnt --------------------------------------------------------------------------------------------------
+
+
+def near_clicks(half: Tensor, target: Tensor, prompts: Prompts) -> Float[Tensor, " b"]:
+    """Cross-entropy in the two voxels around each click."""
+    near = torch.zeros_like(half)
+    for turn in range(prompts.points.shape[1]):
+        if not (prompts.labels[:, turn] >= 0).any():
+            continue
+        lines = []
+        for axis, length in enumerate(half.shape[-3:]):
+            line = torch.arange(length, device=half.device)
+            lines.append((line - (prompts.points[:, turn, axis, None] - 0.5) / 2).abs() < 1.5)
+        cube = lines[0][:, :, None, None] & lines[1][:, None, :, None] & lines[2][:, None, None]
+        near = torch.maximum(near, cube.float()[:, None])
+    entropy = F.binary_cross_entropy_with_logits(half, target, reduction="none")
+    return (entropy * near).sum(dim=(1, 2, 3, 4)) / (near.sum(dim=(1, 2, 3, 4)) + 1)
+
+
+def overlap(half: Tensor, target: Tensor, wholes: Tensor | None = None) -> Float[Tensor, " b"]:
+    """Dice of a mask at half size: inside the region, or with the whole object (`wholes`, in voxels of full size)."""
+    mask = (half > 0).float()
+    both = (mask * target).sum(dim=(1, 2, 3, 4))
+    inside = target.sum(dim=(1, 2, 3, 4))
+    size = inside if wholes is None else torch.maximum(wholes / 8, inside)
+    return 2 * both / (mask.sum(dim=(1, 2, 3, 4)) + size + 1e-3)
