@@ -1,10 +1,12 @@
 """How much does a method learn from how few volumes? Dice on held-out cases against the number of training cases.
 
-    python benchmarks/adaptation/run.py --data ../shared/data --sets hippocampus --minutes 2 --draws 2
+    python benchmarks/adaptation/run.py --data ../shared/data --sets hippocampus --pace
+    python benchmarks/adaptation/run.py --data ../shared/data --sets hippocampus --minutes 1 --draws 2
 
-Every method gets the same cases, the same budget of processor time on one thread, and is scored by `volsam evaluate` on
-the same held-out cases. What is done already is not done again; the tables are written after every run. Sizes and
-methods can be chosen, so that the work can be shared by several machines: their `results.json` are merged by name.
+Every method gets the same cases, the same budget of time on one thread, and is scored by `volsam evaluate` on the same
+held-out cases. The budget is counted in steps: first each method's pace is measured, all in one go, while nothing else
+runs; then it makes the steps of so many minutes at that pace, however busy the machine is by then. What is done already
+is not done again; the tables are written after every run, and several of these scripts may work on them.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "nnU-Net": ("", {}),
 }
 """nnU-Net is run by benchmarks/peers/nnunet.py, in an environment of its own."""
+SIMCLR = "SimCLR"
+PACED = 0.15
+"""Minutes of the run in which a pace is measured."""
 # Of some sets, how names tell patients, and what their volumes need.
 PATIENTS = {"acdc_cardiac": r"patient\d+"}
 
@@ -44,7 +49,8 @@ def main() -> None:
     parser.add_argument("--sets", default="hippocampus", help="names, with commas")
     parser.add_argument("--sizes", default="1,2,5,10,all", help="numbers of training cases, with commas")
     parser.add_argument("--methods", help="names of the table, with semicolons; all without it")
-    parser.add_argument("--minutes", type=float, default=2.0, help="of processor time for each run")
+    parser.add_argument("--pace", action="store_true", help="measure how many steps each method makes in a minute")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of one thread, at the pace that was measured")
     parser.add_argument("--draws", type=int, default=2, help="random choices of the training cases")
     parser.add_argument("--work", type=Path, default=Path("runs/adaptation"), help="where runs are kept")
     parser.add_argument("--output", type=Path, default=HERE)
@@ -52,6 +58,9 @@ def main() -> None:
     ours = [name for name, (recipe, _) in METHODS.items() if recipe]
     chosen = options.methods.split(";") if options.methods else ours
     options.output.mkdir(parents=True, exist_ok=True)
+    if options.pace:
+        measure(options, [*chosen, SIMCLR])
+        return
     for size in options.sizes.split(","):
         for name in options.sets.split(","):
             for draw in range(options.draws if size != "all" else 1):
@@ -64,12 +73,33 @@ def main() -> None:
                     _keep(options.output, {**key, **found})
 
 
+def measure(options: argparse.Namespace, chosen: list[str]) -> None:
+    """Keep the pace of every method: steps in a minute of processor time, from a short run."""
+    path = options.output / "paces.json"
+    paces = json.loads(path.read_text()) if path.exists() else {}
+    for name in options.sets.split(","):
+        for method in chosen:
+            recipe, settings = ("simclr", {}) if method == SIMCLR else METHODS[method]
+            folder = options.work / f"{name}-pace"
+            shutil.rmtree(folder, ignore_errors=True)
+            given = {**settings, "minutes": PACED, "clock": "cpu", "max_steps": 10**6, "validate_every": 1.0}
+            words = ["train", recipe, options.data / name, "-o", folder, "--device", "cpu", "--train-cases", "2"]
+            done = volsam([*words, *(word for key, value in given.items() for word in ("--set", f"{key}={value}"))])
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            steps = json.loads((folder / "run.json").read_text())["steps"]
+            paces.setdefault(name, {})[method] = pace = round(steps / PACED)
+            print(f"{name}: {method} makes {pace} steps in a minute", flush=True)
+            path.write_text(json.dumps(paces, indent=1) + "\n")
+
+
 def run(options: argparse.Namespace, set: str, method: str, size: str, draw: int, minutes: float) -> dict[str, Any]:
     """Train once and score; how it went."""
     recipe, settings = METHODS[method]
     folder = options.work / f"{set}-{method.replace(' ', '_')}-{size}-{draw}-{minutes:g}"
     shutil.rmtree(folder, ignore_errors=True)
-    given = {**settings, "minutes": minutes, "clock": "cpu", "max_steps": 10**6, "seed": draw, "validate_every": 1.0}
+    pace = json.loads((options.output / "paces.json").read_text())[set]
+    given = {**settings, "max_steps": round(minutes * pace[method]), "seed": draw, "validate_every": 1.0}
     common = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
     common += ["--device", "cpu", *(["--patient", PATIENTS[set]] if set in PATIENTS else [])]
     words = ["train", recipe, options.data / set, "-o", folder, *common]
@@ -77,7 +107,8 @@ def run(options: argparse.Namespace, set: str, method: str, size: str, draw: int
     if method == "UNet after SimCLR":  # which learns before, once for all sizes, from all training images
         before = options.work / f"{set}-simclr-{draw}-{minutes:g}"
         if not (before / "run.json").exists():
-            done = volsam(["train", "simclr", options.data / set, "-o", before, *common])
+            longer = ["--set", f"max_steps={round(minutes * pace[SIMCLR])}"]
+            done = volsam(["train", "simclr", options.data / set, "-o", before, *common, *longer])
             if done.returncode:
                 return {"failed": done.stderr.strip().splitlines()[-1]}
         words += ["--init", before]
@@ -117,11 +148,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Dice against the number of training volumes",
         "",
-        "Made by `benchmarks/adaptation/run.py`. Every run had the same budget of processor time on one thread and the "
-        "same training cases; held-out cases took no part in any choice. SimCLR has that budget once more, before, on "
-        "all training images without their labels; sam-mini and volsam-s bring what they learnt before. Planning and "
-        "preparing data do not count. Mean Dice over the objects of the held-out cases and over draws; in brackets "
-        "the lowest and the highest draw.",
+        "Made by `benchmarks/adaptation/run.py`. Every run had the steps that its method makes in the same time on one "
+        "thread of this machine (paces.json), and the same training cases; held-out cases took no part in any choice. "
+        "SimCLR has that budget once more, before, on all training images without their labels; sam-mini and volsam-s "
+        "bring what they learnt before. Planning and preparing data do not count. Mean Dice over the objects of the "
+        "held-out cases and over draws; in brackets the lowest and the highest draw.",
         "",
         f"Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python "
         f"{platform.python_version()}, torch {torch.__version__}.",
