@@ -9,7 +9,10 @@ from safetensors.torch import save_file
 
 from volsam.data.dataset import read_image, read_label
 from volsam.errors import BadInput
+from volsam.evaluation.placement import box_around
 from volsam.inference.session import Session
+from volsam.inference.slices import SlicePredictor, SlicePrompts
+from volsam.models.segmenter import enlarge
 from volsam.prompts import Click
 from volsam.recipes import runs
 from volsam.recipes.importing import load, load_automatic
@@ -20,6 +23,7 @@ from ..recipes.sams import a_tiny_sam
 from .conftest import TINY, make_dataset
 
 SLICES = {"edge": 64, "batch_size": 2}
+STACKS = {**SLICES, "slices": 3, "batch_size": 1, "channels": 8, "rank": 4}
 VOLUMES = {"edge": 16, "enlarged": 4, "window": 2, "batch_size": 1}
 SETTINGS = {
     "adapt": {"edge": 32},
@@ -31,11 +35,12 @@ SETTINGS = {
     "ux-net": {"edge": 32, "width": 4, "batch_size": 1},
     "mednext": {"edge": 32, "width": 4, "batch_size": 1},
     "autosam": {**SLICES, "versions": 1},
-    "ma-sam": {**SLICES, "slices": 3, "batch_size": 1, "channels": 8, "rank": 4},
+    "ma-sam": STACKS,
+    "ma-sam-box": STACKS,
 }
 
 
-PROMPTED = {"3dsam-adapter", "sam-med3d", "fastsam3d", "adapt-clicks"}
+PROMPTED = {"3dsam-adapter", "sam-med3d", "fastsam3d", "adapt-clicks", "ma-sam-box"}
 
 
 @pytest.fixture
@@ -88,6 +93,39 @@ def test_3dsam_adapter_is_trained_and_takes_clicks(a_dataset, tmp_path, a_sam):
     session = Session(model, volume)
     session.add(Click(tuple(volume.grid.to_world((14, 13, 13)))))
     assert session.mask.grid == volume.grid
+
+
+@pytest.mark.slow
+def test_ma_sam_with_a_box_is_trained_and_takes_boxes_alone(a_dataset, tmp_path, a_sam):
+    job, before = trained("ma-sam-box", a_dataset, tmp_path / "run", a_sam)
+    assert not torch.equal(job.network.prompt_encoder.labels.weight, before["prompt_encoder.labels.weight"])
+    model = load(str(tmp_path / "run"), "cpu")
+    volume = read_image(a_dataset.cases[0])
+    target = read_label(a_dataset.cases[0], volume.grid) == 1
+    session = Session(model, volume)
+    with pytest.raises(BadInput, match="takes no click; it takes: box, flat box"):
+        session.add(Click(tuple(volume.grid.to_world((14, 13, 13)))))
+    box = box_around(target, volume.grid)
+    session.add(box)
+    assert session.mask.grid == volume.grid
+
+    # A slice as the model answers it is the middle of a stack as the network has learnt it.
+    looking = SlicePredictor(model, volume)
+    middle = int(looking.stack.to_voxels([box.low])[0, 0])
+    corners = np.sort(looking.stack.to_voxels([box.low, box.high])[:, 1:], axis=0)
+    asked = SlicePrompts(box=corners)
+    found = model.decode_slice(looking.encoded(middle), asked, looking.stack.shape[1:])
+    pixels = np.stack([looking.pixels(index) for index in (middle - 1, middle, middle + 1)])
+    sized = enlarge(torch.from_numpy(pixels)[None, None], (3, 64, 64))
+    scaled = ((sized - sized.min()) / (sized.max() - sized.min())).expand(-1, 3, -1, -1, -1)
+    scale = 64 / np.array(looking.stack.shape[1:])
+    placed = torch.from_numpy(((corners + 0.5) * scale - 0.5).astype(np.float32))[None]
+    with torch.no_grad():
+        job.folder.load(job.network)
+        logits = job.network.eval()(scaled, placed)[:, :, 1]
+    torch.testing.assert_close(
+        torch.from_numpy(found.low_res), (logits[0, 1] - logits[0, 0]).float(), atol=2e-2, rtol=1e-2
+    )
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ next, until the object ends. Slices that carry prompts of their own are answered
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -104,6 +105,9 @@ class SliceMask:
 class SliceModel:
     """A published 2D network: one slice to features, prompts on it to a mask."""
 
+    reach = 0
+    """How many slices to both sides it sees beside the one that is asked about; `encode_slice` gets all of them."""
+
     def __init__(self, network: Segmenter, name: str, style: SliceStyle, device: str = "cpu") -> None:
         self.name = name
         self.style = style
@@ -118,6 +122,11 @@ class SliceModel:
             return self.edge, self.edge
         scale = self.edge / max(shape)
         return int(shape[0] * scale + 0.5), int(shape[1] * scale + 0.5)
+
+    def prepare(self, volume: Volume) -> Callable[[NDArray[np.generic]], NDArray[np.float32]]:
+        """What makes of a volume's intensities the values that `encode_slice` takes: grey values 0 to 255."""
+        window = eight_bit_window(volume)
+        return lambda values: to_eight_bit(values, window)
 
     @torch.inference_mode()
     def encode_slice(self, pixels: NDArray[np.float32]) -> Features:
@@ -188,7 +197,7 @@ class SlicePredictor:
             raise BadInput(f"a plane is auto, {', '.join(AXES)}, got {plane!r}")
         self.plane = plane_of(volume.grid) if plane == "auto" else plane
         self.stack = volume.grid.reoriented(AXES[self.plane])
-        self._window = eight_bit_window(volume)
+        self._prepare = model.prepare(volume)
         self._encoded: OrderedDict[int, Features] = OrderedDict()
 
     def __call__(self, prompts: PromptSet, before: Answer | None = None) -> Answer | None:
@@ -274,16 +283,18 @@ class SlicePredictor:
     def encoded(self, index: int) -> Features:
         """The features of a slice, computed once."""
         if index not in self._encoded:
-            self._encoded[index] = self.model.encode_slice(self.pixels(index))
+            reach, last = self.model.reach, self.stack.shape[0] - 1
+            seen = [self.pixels(min(max(near, 0), last)) for near in range(index - reach, index + reach + 1)]
+            self._encoded[index] = self.model.encode_slice(np.stack(seen) if reach else seen[0])
             while len(self._encoded) > KEPT_SLICES:
                 self._encoded.popitem(last=False)
         self._encoded.move_to_end(index)
         return self._encoded[index]
 
     def pixels(self, index: int) -> NDArray[np.float32]:
-        """(h w): one slice of the volume's first channel as grey values 0 to 255."""
+        """(h w): one slice of the volume's first channel, prepared for the model."""
         flat = self.stack.crop((index, 0, 0), (index + 1, *self.stack.shape[1:]))
-        return to_eight_bit(np.asarray(resample(self.volume.data[0], self.volume.grid, flat))[0], self._window)
+        return self._prepare(np.asarray(resample(self.volume.data[0], self.volume.grid, flat))[0])
 
     def _follow(
         self,

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,18 +67,29 @@ class StackSegmenter(nn.Module):
         self.prompt_encoder = PromptEncoder(config.prompts)
         self.mask_head = MaskHead(config.head)
 
-    def forward(self, stacks: Float[Tensor, "b 3 d h w"]) -> Float[Tensor, "b classes d h w"]:
-        """Logits at the size of the slices; class 0 is background."""
-        return rearrange(self.decode(self.encode(stacks))[0], "(b d) k 1 h w -> b k d h w", b=len(stacks))
+    def forward(
+        self, stacks: Float[Tensor, "b 3 d h w"], boxes: Float[Tensor, "b 2 2"] | None = None
+    ) -> Float[Tensor, "b classes d h w"]:
+        """Logits at the size of the slices; class 0 is background.
+
+        boxes: a rectangle for all slices of a stack, first and last (row, column), in pixels.
+        """
+        prompts = PromptBatch()
+        if boxes is not None:
+            prompts = PromptBatch(boxes=repeat(F.pad(boxes, (1, 0)), "b two c -> (b d) 1 two c", d=stacks.shape[2]))
+        logits, _ = self.decode(self.encode(stacks), prompts)
+        return rearrange(logits, "(b d) k 1 h w -> b k d h w", b=len(stacks))
 
     def encode(self, stacks: Float[Tensor, "b 3 d h w"]) -> Float[Tensor, "bd c 1 y x"]:
         """The embedding of every slice, in the light of its neighbours in the stack."""
         embedding, _ = self.encoder(stacks)
         return rearrange(embedding, "b c d y x -> (b d) c 1 y x")
 
-    def decode(self, embedding: Float[Tensor, "n c 1 y x"]) -> tuple[Float[Tensor, "n k 1 h w"], Float[Tensor, "n k"]]:
+    def decode(
+        self, embedding: Float[Tensor, "n c 1 y x"], prompts: PromptBatch | None = None
+    ) -> tuple[Float[Tensor, "n k 1 h w"], Float[Tensor, "n k"]]:
         """Logits of every class and their foretold quality, slice by slice."""
-        tokens, dense = self.prompt_encoder(PromptBatch())
+        tokens, dense = self.prompt_encoder(prompts or PromptBatch())
         return self.mask_head(embedding, self.prompt_encoder.code.of_grid, tokens, dense, "all")
 
 

@@ -240,7 +240,7 @@ def train(
 
 
 def score(model: Trained, case: Case, plan: Plan) -> float:
-    """Mean Dice of the objects that a case has, by an automatic model, or after one click by a promptable one."""
+    """Mean Dice of the objects that a case has, by an automatic model, or after one click, or a box, by others."""
     volume = read_image(case)
     target = read_label(case, volume.grid)
     present = [value for value in plan.values[1:] if (target == value).any()]
@@ -248,12 +248,14 @@ def score(model: Trained, case: Case, plan: Plan) -> float:
         found = model.segment(volume).data[0]
         return float(np.mean([dice(found == value, target == value) for value in present or plan.values[1:]]))
     from volsam.data.simulate import first_click
+    from volsam.evaluation.placement import box_around
     from volsam.inference.session import Session
 
     scores = []
     for value in present:
         session = Session(cast("Model", model), volume)
-        session.add(first_click(target == value, volume.grid))
+        ask = first_click if "click" in cast("Model", model).takes else box_around
+        session.add(ask(target == value, volume.grid))
         scores.append(dice(session.mask.data[0] > 0, target == value))
     return float(np.mean(scores)) if scores else 1.0
 

@@ -20,10 +20,11 @@ from volsam.training.items import Embedded, Items, Stacks
 from volsam.training.losses import auto_sam as auto_sam_loss
 from volsam.training.losses import ma_sam as ma_sam_loss
 from volsam.training.run import Plan
-from volsam.training.tasks import HeadTask, LabelTask
+from volsam.training.tasks import BoxTask, HeadTask, LabelTask
 
 if TYPE_CHECKING:
-    from volsam.inference.automatic import StackModel
+    from volsam.inference.automatic import Limits, StackModel
+    from volsam.inference.box_stacks import BoxStackModel
 
 SMALL_SAM = "sam-mini"
 """What is begun with where no other SAM is named."""
@@ -91,13 +92,20 @@ def stacks(cases: Sequence[Prepared], plan: Plan, config: SliceConfig) -> Stacks
 
 def model(network: nn.Module, plan: Plan, config: SliceConfig, name: str, device: str) -> StackModel:
     """The network, slice by slice or stack by stack."""
-    from volsam.inference.automatic import StackModel, StackStyle, between_percentiles, window
+    from volsam.inference.automatic import StackModel, StackStyle
 
     slices, edge, _ = plan.patch
-    limits = between_percentiles(0.5, 99.5) if config.window is None else window(*config.window)
+    limits = limits_of(config)
     plane = next(plane for plane, axes in AXES.items() if axes == plan.preparation.axes)
     network.to(device).eval()
     return StackModel(network, name, plan.labels, StackStyle(slices, limits), edge, device, plan.values, plane)
+
+
+def limits_of(config: SliceConfig) -> Limits:
+    """Between which intensities a volume is clipped."""
+    from volsam.inference.automatic import between_percentiles, window
+
+    return between_percentiles(0.5, 99.5) if config.window is None else window(*config.window)
 
 
 def require(weights: Weights | None, name: str) -> Weights:
@@ -151,14 +159,16 @@ methods.add(
 # --- MA-SAM ----------------------------------------------------------------------------------------------------------
 
 
-def ma_sam(plan: Plan, config: MaSamConfig, weights: Weights | None) -> nn.Module:
-    """Factors, adapters, prompt encoder and mask head learn."""
+def ma_sam(plan: Plan, config: MaSamConfig, weights: Weights | None, classes: int | None = None) -> nn.Module:
+    """Factors, adapters, prompt encoder and mask head learn; classes: those of the plan, if nothing is said."""
     weights = require(weights, "ma-sam")
     if config.slices % 2 == 0:
         raise BadInput(f"slices must be odd, so that one is in the middle, got {config.slices}")
     width = weights["image_encoder.pos_embed"].shape[-1] if "image_encoder.pos_embed" in weights else 768
     channels = config.channels or width // 2
-    return ma_sam_from_sam(weights, classes=len(plan.labels), image=plan.patch[1], rank=config.rank, channels=channels)
+    return ma_sam_from_sam(
+        weights, classes=classes or len(plan.labels), image=plan.patch[1], rank=config.rank, channels=channels
+    )
 
 
 methods.add(
@@ -174,6 +184,43 @@ methods.add(
         task=lambda network, plan, config: LabelTask(network, ma_sam_loss()),
         items=lambda cases, plan, config, network, device, show: stacks(cases, plan, config),
         model=model,
+        groups=all_alike,
+    ),
+)
+
+
+# --- MA-SAM with a box -----------------------------------------------------------------------------------------------
+
+
+def in_boxes(
+    cases: Sequence[Prepared], plan: Plan, config: MaSamConfig, network: nn.Module, device: str, show: Show
+) -> Items:
+    """Stacks of slices, each about one object and with the rectangle of its 3D box."""
+    slices, edge, _ = plan.patch
+    return Stacks(cases, slices, edge, augment_of(plan, config, slices=True), config.seed, boxed=True)
+
+
+def box_model(network: nn.Module, plan: Plan, config: MaSamConfig, name: str, device: str) -> BoxStackModel:
+    """The network behind a session that takes boxes."""
+    from volsam.inference.box_stacks import BoxStackModel
+
+    network.to(device).eval()
+    return BoxStackModel(network, name, plan.patch[0], limits_of(config), device)  # type: ignore[arg-type]
+
+
+methods.add(
+    "ma-sam-box",
+    Method(
+        name="ma-sam-box",
+        title="MA-SAM with a box",
+        source="Chen et al. 2024, MA-SAM, Medical Image Analysis 98:103310",
+        config=MaSamConfig,
+        init=SMALL_SAM,
+        plan=plan,
+        network=lambda plan, config, weights: ma_sam(plan, config, weights, classes=2),
+        task=lambda network, plan, config: BoxTask(network, ma_sam_loss()),
+        items=in_boxes,
+        model=box_model,
         groups=all_alike,
     ),
 )

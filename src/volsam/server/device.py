@@ -131,6 +131,10 @@ class _Slices(SliceModel):
         self.__dict__.update(vars(model))
         self._model = model
         self._queue = device
+        self.reach = model.reach
+
+    def prepare(self, volume: Volume) -> Any:
+        return self._model.prepare(volume)
 
     def encode_slice(self, *arguments: Any) -> Any:
         return self._queue.run("encode", self._model.encode_slice, *arguments)

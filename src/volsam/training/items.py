@@ -158,29 +158,51 @@ class Stacks(Items):
         edge: pixels along both sides of a slice.
         augment: changes an item as it is drawn, all slices alike.
         seed: of what is drawn.
+        boxed: let the label be 1 in one class, and give `box` (2 2) beside it: first and last (row, column) of the
+            rectangle of the object's 3D box. Stacks are then drawn from the slices that the object is in.
     """
 
-    def __init__(self, cases: Sequence[Prepared], slices: int, edge: int, augment: Augment, seed: int) -> None:
+    def __init__(
+        self, cases: Sequence[Prepared], slices: int, edge: int, augment: Augment, seed: int, *, boxed: bool = False
+    ) -> None:
         super().__init__(seed)
         self.cases = cases
         self.slices = slices
         self.edge = edge
         self.augment = augment
+        self.boxed = boxed
 
     def make(self, random: np.random.Generator) -> Item:
         """A stack around a slice that holds some class, or any."""
         case = self.cases[int(random.integers(len(self.cases)))]
-        present = [places for places in case.places if len(places)]
-        if present and random.random() < FOREGROUND:
-            places = present[int(random.integers(len(present)))]
+        present = [index for index, places in enumerate(case.places) if len(places)]
+        chosen = None
+        if present and (self.boxed or random.random() < FOREGROUND):
+            chosen = present[int(random.integers(len(present)))]
+            places = case.places[chosen]
             middle = int(places[random.integers(len(places))][0])
         else:
             middle = int(random.integers(len(case.label)))
         image, label = self.stack(case, middle)
         known = np.ones(label.shape, bool)
-        image, label, _ = self.augment.places(image, label, known, random)
+        if self.boxed:
+            label, known = self._outlined(case, label, chosen)
+        image, label, known = self.augment.places(image, label, known, random)
         image = self.augment.values(image, random)
-        return {"image": coloured(image), "label": torch.from_numpy(label.astype(np.int64))}
+        item = {"image": coloured(image), "label": torch.from_numpy(label.astype(np.int64))}
+        if self.boxed:
+            item["box"] = torch.from_numpy(rectangle(np.asarray(known.any(axis=0))))
+        return item
+
+    def _outlined(
+        self, case: Prepared, label: NDArray[np.uint8], chosen: int | None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """The label of one class alone, and where any slice of the volume has it, the same in every slice."""
+        if chosen is None:
+            return np.zeros_like(label), np.zeros(label.shape, bool)
+        shadow = (case.label == chosen + 1).any(axis=0).astype(np.float32)
+        sized = F.interpolate(torch.from_numpy(shadow)[None, None], size=label.shape[1:], mode="nearest-exact")
+        return (label == chosen + 1).astype(np.uint8), np.broadcast_to(sized[0, 0].numpy() > 0.5, label.shape).copy()
 
     def stack(self, case: Prepared, middle: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Image (1 d h w), 0 to 1 by its own limits, and label (d h w) of a stack, at the size of the network."""
@@ -194,6 +216,14 @@ class Stacks(Items):
         low, high = float(pixels.min()), float(pixels.max())
         scaled = ((sized - low) / ((high - low) or 1.0)).astype(np.float32)
         return scaled, label.numpy().astype(np.uint8)
+
+
+def rectangle(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """First and last (row, column) of what is true in a mask (h w), all of it where nothing is."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if len(rows) == 0:
+        return np.array([[0, 0], [mask.shape[0] - 1, mask.shape[1] - 1]], np.float32)
+    return np.array([[rows[0], columns[0]], [rows[-1], columns[-1]]], np.float32)
 
 
 def coloured(grey: NDArray[np.float32]) -> Tensor:

@@ -57,3 +57,15 @@ class PointsTask(LabelTask):
         features = self.network.encode(batch["image"])  # type: ignore[operator]
         logits = self.network.decode(features, batch["points"]).logits  # type: ignore[operator]
         return self.judged(rearrange([-logits / 2, logits / 2], "k b 1 d h w -> b k d h w"), batch["label"])
+
+
+class BoxTask(LabelTask):
+    """One object in the rectangle of its 3D box, as MA-SAM learns tumours.
+
+    A batch holds `image` (b 3 d h w), `label` (b d h w), 1 in the object, and `box` (b 2 2): first and last (row,
+    column) of a rectangle that is the same in every slice, in pixels.
+    """
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits of background and object."""
+        return self.judged(self.network(batch["image"], batch["box"]), batch["label"])

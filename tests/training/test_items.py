@@ -1,0 +1,65 @@
+"""What a network is shown beside an image: one object, its whole size, the rectangle of its box."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from volsam.data.preparation import Prepared
+from volsam.training.augment import Augment
+from volsam.training.items import Patches, Stacks, rectangle
+
+
+@pytest.fixture
+def a_case() -> Prepared:
+    """A block of class 1 through slices 5 to 14, one of class 2 in slice 2."""
+    label = np.zeros((20, 24, 28), np.uint8)
+    label[5:15, 4:10, 6:20] = 1
+    label[2, 15:20, 3:9] = 2
+    image = (label > 0).astype(np.float32)[None] + np.random.default_rng(0).normal(size=(1, *label.shape)) / 20
+    places = tuple(np.argwhere(label == value) for value in (1, 2))
+    return Prepared("case", image.astype(np.float32), label, places)
+
+
+def test_the_whole_size_of_an_object_counts_what_lies_outside_of_the_patch(a_case: Prepared) -> None:
+    items = Patches([a_case], (8, 8, 8), Augment("none"), 0, one_object=True)
+    wholes = {float(items[number]["whole"]) for number in range(20)}
+    assert wholes == {10 * 6 * 14, 5 * 6}
+    assert all(int(items[number]["label"].max()) == 1 for number in range(20))
+
+
+def test_a_stack_with_a_box_is_about_one_object_and_holds_its_rectangle(a_case: Prepared) -> None:
+    items = Stacks([a_case], 3, 48, Augment("none"), 0, boxed=True)
+    seen = set()
+    for number in range(20):
+        item = items[number]
+        first, last = item["box"].tolist()
+        seen.add((*first, *last))
+        inside = torch.zeros(item["label"].shape[1:], dtype=torch.bool)
+        inside[int(first[0]) : int(last[0]) + 1, int(first[1]) : int(last[1]) + 1] = True
+        assert int(item["label"].max()) == 1
+        assert not item["label"][:, ~inside].any()
+    rows, columns = 48 / 24, 48 / 28
+    assert len(seen) == 2
+    for low, high in (((4, 6), (10, 20)), ((15, 3), (20, 9))):
+        wanted = (low[0] * rows, low[1] * columns, high[0] * rows - 1, high[1] * columns - 1)
+        assert any(box == pytest.approx(wanted, abs=1.01) for box in seen)
+
+
+def test_the_rectangle_turns_with_the_image(a_case: Prepared) -> None:
+    items = Stacks([a_case], 3, 48, Augment("full"), 0, boxed=True)
+    for number in range(12):
+        item = items[number]
+        (top, left), (bottom, right) = item["box"].tolist()
+        rows, columns = np.nonzero(item["label"].numpy().any(axis=0))
+        if len(rows) == 0:  # turned out of the image
+            continue
+        assert top - 1 <= rows.min()
+        assert rows.max() <= bottom + 1
+        assert left - 1 <= columns.min()
+        assert columns.max() <= right + 1
+
+
+def test_the_rectangle_of_nothing_is_everything() -> None:
+    assert rectangle(np.zeros((4, 6), bool)).tolist() == [[0, 0], [3, 5]]
