@@ -19,6 +19,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -45,26 +46,44 @@ PATIENTS = {"acdc_cardiac": r"patient\d+"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds the sets")
-    parser.add_argument("--sets", default="hippocampus", help="names, with commas")
-    parser.add_argument("--sizes", default="1,2,5,10,all", help="numbers of training cases, with commas")
+    arguments(parser, work=Path("runs/adaptation"))
     parser.add_argument("--methods", help="names of the table, with semicolons; all without it")
-    parser.add_argument("--pace", action="store_true", help="measure how many steps each method makes in a minute")
-    parser.add_argument("--minutes", type=float, default=1.0, help="of one thread, at the pace that was measured")
-    parser.add_argument("--draws", type=int, default=2, help="random choices of the training cases")
-    parser.add_argument("--work", type=Path, default=Path("runs/adaptation"), help="where runs are kept")
-    parser.add_argument("--output", type=Path, default=HERE)
     options = parser.parse_args()
     ours = [name for name, (recipe, _) in METHODS.items() if recipe]
     chosen = options.methods.split(";") if options.methods else ours
+    carry_out(options, [*chosen, SIMCLR] if options.pace else chosen, pace, run)
+
+
+def arguments(parser: argparse.ArgumentParser, work: Path) -> None:
+    """What is compared, for every script that adds to the table."""
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds the sets")
+    parser.add_argument("--sets", default="hippocampus", help="names, with commas")
+    parser.add_argument("--sizes", default="1,2,5,10,all", help="numbers of training cases, with commas")
+    parser.add_argument("--pace", action="store_true", help="measure how many steps each method makes in a minute")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of one thread, at the pace that was measured")
+    parser.add_argument("--draws", type=int, default=2, help="random choices of the training cases")
+    parser.add_argument("--work", type=Path, default=work, help="where runs are kept")
+    parser.add_argument("--output", type=Path, default=HERE)
+
+
+def carry_out(
+    options: argparse.Namespace, methods: list[str], pace: Callable[..., int], run: Callable[..., dict[str, Any]]
+) -> None:
+    """Every run that the table lacks, or the paces of the methods, from which budgets follow."""
     options.output.mkdir(parents=True, exist_ok=True)
     if options.pace:
-        measure(options, [*chosen, SIMCLR])
+        for name in options.sets.split(","):
+            for method in methods:
+                found = pace(options, name, method)
+                print(f"{name}: {method} makes {found} steps in a minute", flush=True)
+                paces = _paces(options.output)
+                paces.setdefault(name, {})[method] = found
+                (options.output / "paces.json").write_text(json.dumps(paces, indent=1) + "\n")
         return
     for size in options.sizes.split(","):
         for name in options.sets.split(","):
             for draw in range(options.draws if size != "all" else 1):
-                for method in chosen:
+                for method in methods:
                     key = {"set": name, "method": method, "size": size, "draw": draw, "minutes": options.minutes}
                     if any(all(row[part] == value for part, value in key.items()) for row in _read(options.output)):
                         continue
@@ -73,24 +92,17 @@ def main() -> None:
                     _keep(options.output, {**key, **found})
 
 
-def measure(options: argparse.Namespace, chosen: list[str]) -> None:
-    """Keep the pace of every method: steps in a minute of processor time, from a short run."""
-    path = options.output / "paces.json"
-    paces = json.loads(path.read_text()) if path.exists() else {}
-    for name in options.sets.split(","):
-        for method in chosen:
-            recipe, settings = ("simclr", {}) if method == SIMCLR else METHODS[method]
-            folder = options.work / f"{name}-pace"
-            shutil.rmtree(folder, ignore_errors=True)
-            given = {**settings, "minutes": PACED, "clock": "cpu", "max_steps": 10**6, "validate_every": 1.0}
-            words = ["train", recipe, options.data / name, "-o", folder, "--device", "cpu", "--train-cases", "2"]
-            done = volsam([*words, *(word for key, value in given.items() for word in ("--set", f"{key}={value}"))])
-            if done.returncode:
-                raise SystemExit(done.stderr)
-            steps = json.loads((folder / "run.json").read_text())["steps"]
-            paces.setdefault(name, {})[method] = pace = round(steps / PACED)
-            print(f"{name}: {method} makes {pace} steps in a minute", flush=True)
-            path.write_text(json.dumps(paces, indent=1) + "\n")
+def pace(options: argparse.Namespace, set: str, method: str) -> int:
+    """Steps in a minute of processor time, from a short run."""
+    recipe, settings = ("simclr", {}) if method == SIMCLR else METHODS[method]
+    folder = options.work / f"{set}-pace"
+    shutil.rmtree(folder, ignore_errors=True)
+    given = {**settings, "minutes": PACED, "clock": "cpu", "max_steps": 10**6, "validate_every": 1.0}
+    words = ["train", recipe, options.data / set, "-o", folder, "--device", "cpu", "--train-cases", "2"]
+    done = volsam([*words, *(word for key, value in given.items() for word in ("--set", f"{key}={value}"))])
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return round(json.loads((folder / "run.json").read_text())["steps"] / PACED)
 
 
 def run(options: argparse.Namespace, set: str, method: str, size: str, draw: int, minutes: float) -> dict[str, Any]:
@@ -98,8 +110,7 @@ def run(options: argparse.Namespace, set: str, method: str, size: str, draw: int
     recipe, settings = METHODS[method]
     folder = options.work / f"{set}-{method.replace(' ', '_')}-{size}-{draw}-{minutes:g}"
     shutil.rmtree(folder, ignore_errors=True)
-    pace = json.loads((options.output / "paces.json").read_text())[set]
-    given = {**settings, "max_steps": round(minutes * pace[method]), "seed": draw, "validate_every": 1.0}
+    given = {**settings, "max_steps": budget(options, set, method), "seed": draw, "validate_every": 1.0}
     common = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
     common += ["--device", "cpu", *(["--patient", PATIENTS[set]] if set in PATIENTS else [])]
     words = ["train", recipe, options.data / set, "-o", folder, *common]
@@ -107,7 +118,7 @@ def run(options: argparse.Namespace, set: str, method: str, size: str, draw: int
     if method == "UNet after SimCLR":  # which learns before, once for all sizes, from all training images
         before = options.work / f"{set}-simclr-{draw}-{minutes:g}"
         if not (before / "run.json").exists():
-            longer = ["--set", f"max_steps={round(minutes * pace[SIMCLR])}"]
+            longer = ["--set", f"max_steps={budget(options, set, SIMCLR)}"]
             done = volsam(["train", "simclr", options.data / set, "-o", before, *common, *longer])
             if done.returncode:
                 return {"failed": done.stderr.strip().splitlines()[-1]}
@@ -116,21 +127,30 @@ def run(options: argparse.Namespace, set: str, method: str, size: str, draw: int
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1]}
     record = json.loads((folder / "run.json").read_text())
-    report = folder / "report"
-    done = volsam(["evaluate", folder, options.data / set, "-o", report, "--split", folder / "splits.json"])
+    found = scored(folder, options.data / set, folder / "splits.json", folder / "report")
+    if "failed" in found:
+        return found
+    return {**found, "steps": record["steps"], "trained": record["trained"], "cases": record["training"]}
+
+
+def budget(options: argparse.Namespace, set: str, method: str) -> int:
+    """Steps in the minutes of a run."""
+    found = _paces(options.output).get(set, {})
+    if method not in found:
+        raise SystemExit(
+            f"the pace of {method} on {set} is not in {options.output / 'paces.json'}: run with --pace first"
+        )
+    return max(1, round(options.minutes * found[method]))
+
+
+def scored(model: Path, dataset: Path, split: Path, report: Path) -> dict[str, Any]:
+    """Mean scores of a model, or of a folder of labels, over the objects of the held-out cases."""
+    done = volsam(["evaluate", model, dataset, "-o", report, "--split", split])
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1]}
-    scored = json.loads((report / "results.json").read_text())
-    dice = [row["scores"]["dice"][-1] for row in scored["rows"]]
-    nsd = [row["scores"]["nsd"][-1] for row in scored["rows"]]
-    return {
-        "dice": round(mean(dice), 4),
-        "nsd": round(mean(nsd), 4),
-        "objects": len(dice),
-        "steps": record["steps"],
-        "trained": record["trained"],
-        "cases": record["training"],
-    }
+    rows = json.loads((report / "results.json").read_text())["rows"]
+    dice, nsd = ([row["scores"][measure][-1] for row in rows] for measure in ("dice", "nsd"))
+    return {"dice": round(mean(dice), 4), "nsd": round(mean(nsd), 4), "objects": len(dice)}
 
 
 def volsam(words: list[Any]) -> subprocess.CompletedProcess[str]:
@@ -180,6 +200,11 @@ def _cell(rows: list[dict[str, Any]]) -> str:
 def _read(output: Path) -> list[dict[str, Any]]:
     path = output / "results.json"
     return json.loads(path.read_text()) if path.exists() else []
+
+
+def _paces(output: Path) -> dict[str, dict[str, int]]:
+    path = output / "paces.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _keep(output: Path, row: dict[str, Any]) -> None:
