@@ -40,7 +40,8 @@ class Method:
     method has it, from the plan, the settings and the weights to begin with; task: what is learnt from a batch;
     items: what the network is shown; groups: which weights learn, and at which part of the rate; model: the trained
     network behind the interface of `volsam predict` or of a session; complete: settings with what the weights to begin
-    with add to them; begin: what else a new run takes over before its first step;
+    with add to them; begin: what else a new run takes over before its first step; recalled: settings of a stored run,
+    before its network is built again, which a method may refuse;
     keeps: a pattern of names of weights that are drawn anew and do not learn, so that they must be stored all the same.
     """
 
@@ -57,6 +58,7 @@ class Method:
     groups: Callable[[nn.Module, Any], list[tuple[list[nn.Parameter], float]]]
     complete: Callable[[Mapping[str, Any], str | None], dict[str, Any]] = lambda given, init: dict(given)
     begin: Callable[[nn.Module, Any], None] = lambda network, config: None
+    recalled: Callable[[Any], Any] = lambda config: config
     keeps: str = ""
 
 
@@ -67,6 +69,7 @@ def load_methods() -> Registry[Method]:
     """All methods: importing a recipe registers its own."""
     import volsam.recipes.adapt
     import volsam.recipes.click_methods
+    import volsam.recipes.from_checkout
     import volsam.recipes.plain_networks
     import volsam.recipes.slice_methods
     import volsam.recipes.volume_methods  # noqa: F401

@@ -363,7 +363,7 @@ def load_network(path: str | os.PathLike[str]) -> tuple[Method, nn.Module, Recor
     record = RunFolder(Path(path)).record()
     method = _method(record.method)
     run = RunFolder(Path(path), method.keeps)
-    config = method.config.model_validate(dict(record.config))
+    config = method.recalled(method.config.model_validate(dict(record.config)))
     weights, began = initial(method, record.init.name)
     if began.sha256 != record.init.sha256:
         raise BadFile(f"{path} began with {record.init.name}, and these weights have changed since: bring them back")
