@@ -72,6 +72,9 @@ def main() -> None:
         options.output.mkdir(parents=True, exist_ok=True)
         (options.output / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
         (options.output / "results.md").write_text(table(rows))
+    reports = [options.work / f"{name}-report" / "results.json" for name in ("distilled", "alone", "teacher")]
+    volsam(["evaluate", "--compare", *reports, "-o", options.work / "compared"])
+    (options.output / "results.md").write_text(table(rows) + paired(options.work / "compared" / "comparison.json"))
 
 
 def assemble(folder: Path, data: Path, invented: int, work: Path) -> None:
@@ -101,6 +104,20 @@ def assemble(folder: Path, data: Path, invented: int, work: Path) -> None:
             count += 1
     table = {"channel_names": {"0": "any"}, "labels": labels, "numTraining": count, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(table, indent=1) + "\n")
+
+
+def paired(comparison: Path) -> str:
+    """What paired tests say of the last click, in a sentence for each network that the student is compared with."""
+    told = {"alone": "the student that learnt from clicks alone", "teacher": "its teacher"}
+    tests = json.loads(comparison.read_text())["tests"]
+    whole = [row for row in tests if (row["measure"], row["object"]) == ("dice", "all objects")]
+    lines = ["", "Mean Dice of a case after the last click, the distilled student against others (paired tests):", ""]
+    for name, row in zip(told, whole, strict=True):
+        lines.append(
+            f"- {-row['difference']:+.3f} against {told[name]} ({-row['high']:+.3f} to {-row['low']:+.3f}, "
+            f"p {row['p']:.2g}), better in {row['losses']} of {row['cases']} cases"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def scores(report: Path) -> dict[str, Any]:
