@@ -83,7 +83,7 @@ def configured(kind: type[Config], given: Mapping[str, Any]) -> Config:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         raise BadInput(
-            f"{name}={given.get(name)!r} will not do: {first['msg']}; see docs/reference/training.md"
+            f"{name}={given.get(name)!r} will not do: {first['msg']}; see `volsam train --settings METHOD`"
         ) from None
 
 
