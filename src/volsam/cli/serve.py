@@ -48,6 +48,12 @@ Liveness = Annotated[
 Keep = Annotated[
     float, typer.Option("--keep-days", metavar="DAYS", min=0, help="How long uploads are kept untouched; 0 for ever.")
 ]
+Cache = Annotated[
+    int,
+    typer.Option(
+        "--cache", metavar="MIB", min=0, help="Memory for encoded regions of all sessions; the rest are made again."
+    ),
+]
 Origins = Annotated[
     list[str] | None,
     typer.Option("--allow-origin", metavar="URL", help="A web site whose scripts may use the server; '*' for any."),
@@ -67,6 +73,7 @@ def serve(
     idle_timeout: Idle = 600.0,
     liveness_timeout: Liveness = 60.0,
     keep_days: Keep = 30.0,
+    cache: Cache = 512,
     allow_origin: Origins = None,
     device: Device = "auto",
     log_level: Level = "warning",
@@ -93,6 +100,7 @@ def serve(
         idle_timeout=idle_timeout,
         liveness_timeout=liveness_timeout,
         keep_days=keep_days,
+        encodings=cache << 20,
         origins=tuple(allow_origin or ()),
         device=device,
         **chosen,

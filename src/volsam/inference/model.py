@@ -39,6 +39,11 @@ class Decoded:
         self._logits = logits
 
     @property
+    def pending(self) -> bool:
+        """Whether `logits` have yet to be made."""
+        return callable(self._logits)
+
+    @property
     def logits(self) -> Logits:
         """Made when first asked for: of the zooms that are tried at a first click, all but one never are."""
         if callable(self._logits):

@@ -138,7 +138,9 @@ class SliceModel:
         mean = torch.tensor(self.style.mean, device=self.device)[None, :, None, None, None]
         spread = torch.tensor(self.style.spread, device=self.device)[None, :, None, None, None]
         padding = (0, self.edge - width, 0, self.edge - height)
-        return self.network.encode(torch.nn.functional.pad((colours - mean) / spread, padding))
+        found = self.network.encode(torch.nn.functional.pad((colours - mean) / spread, padding))
+        # The decoder asks for the image's size only, and the image takes three times as much as its features.
+        return Features(found.embedding, found.taps, found.image.new_zeros(1).expand(found.image.shape))
 
     @torch.inference_mode()
     def decode_slice(

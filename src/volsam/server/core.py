@@ -27,6 +27,7 @@ from volsam.errors import BadFile, BadInput
 from volsam.inference.session import Model
 from volsam.server.conversation import Conversation, origin_of
 from volsam.server.device import Device
+from volsam.server.encodings import Encodings
 from volsam.server.leases import RETRY_AFTER, Lease, Leases
 from volsam.server.metrics import Metrics
 from volsam.server.problems import Problem
@@ -45,7 +46,8 @@ class Core:
     def __init__(self, settings: Settings, model: Model | None = None) -> None:
         self.settings = settings
         self.device = Device()
-        self.models = Shelf(settings.models, self.device, settings.device, model)
+        self.encodings = Encodings(settings.encodings)
+        self.models = Shelf(settings.models, self.device, self.encodings, settings.device, model)
         self.store = Store(settings.sessions)
         self.leases = Leases(
             settings.max_leases, settings.idle_timeout, settings.liveness_timeout, settings.max_waiting

@@ -1,7 +1,8 @@
 """One device, many sessions: networks run one step at a time, in a thread of their own, in the order they were asked.
 
 A thread of its own, because the threads that OpenMP keeps belong to the one that calls it: asked from forty threads, a
-CPU would hold forty teams. A session's own lock is always taken before the device is asked, never the other way round.
+CPU would hold forty teams, and forty sets of the buffers that its kernels keep. A session's own lock is always taken
+before the device is asked, never the other way round.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, TypeVar
+from weakref import ref
 
 from volsam.geometry import Grid
 from volsam.inference.model import Decoded, InteractiveModel, Logits
 from volsam.inference.session import Model
 from volsam.inference.slices import SliceModel
 from volsam.prompts import GridPrompts
+from volsam.server.encodings import Encoded, Encodings
 from volsam.volume import Volume
 
 Result = TypeVar("Result")
@@ -100,15 +103,18 @@ class Device:
             self._waiting += change
 
 
-def on_device(model: Model, device: Device) -> Model:
-    """The same model, whose every step waits for the device."""
-    return _Slices(model, device) if isinstance(model, SliceModel) else _Volumes(model, device)
+def on_device(model: Model, device: Device, encodings: Encodings) -> Model:
+    """The same model, whose every step waits for the device, and whose encodings are kept among all others."""
+    if isinstance(model, SliceModel):
+        return _Slices(model, device, encodings)
+    return _Volumes(model, device, encodings)
 
 
 class _Volumes:
-    def __init__(self, model: InteractiveModel, device: Device) -> None:
+    def __init__(self, model: InteractiveModel, device: Device, encodings: Encodings) -> None:
         self._model = model
         self._device = device
+        self._encodings = encodings
         self.name = model.name
         self.edge = model.edge
         self.step = model.step
@@ -116,28 +122,43 @@ class _Volumes:
         self.axes = model.axes
         self.takes = model.takes
 
-    def encode(self, volume: Volume, roi: Grid) -> Any:
-        return self._device.run("encode", self._model.encode, volume, roi)
+    def encode(self, volume: Volume, roi: Grid) -> Encoded:
+        return self._encodings.new(lambda: self._device.run("encode", self._model.encode, volume, roi))
 
-    def decode(self, encoded: Any, prompts: GridPrompts, previous: Logits | None) -> Decoded:
-        return self._device.run("decode", self._model.decode, encoded, prompts, previous)
+    def decode(self, encoded: Encoded, prompts: GridPrompts, previous: Logits | None) -> Decoded:
+        def decoded() -> Decoded:
+            return self._device.run("decode", self._model.decode, self._encodings.of(encoded), prompts, previous)
 
-    def decode_many(self, encoded: Any, prompts: Sequence[GridPrompts], previous: Logits | None) -> Logits:
-        return self._device.run("decode", self._model.decode_many, encoded, prompts, previous)
+        def logits() -> Logits:
+            # Work of the network, too. It needs the encoding: where that was given away, so was what is left to do.
+            draft = left() or decoded()
+            return self._device.run("decode", lambda: draft.logits)
+
+        found = decoded()
+        if not found.pending:
+            return found
+        self._encodings.attach(encoded, found)
+        left = ref(found)
+        return Decoded(found.low_res, logits, found.part, found.quality)
+
+    def decode_many(self, encoded: Encoded, prompts: Sequence[GridPrompts], previous: Logits | None) -> Logits:
+        return self._device.run("decode", self._model.decode_many, self._encodings.of(encoded), prompts, previous)
 
 
 class _Slices(SliceModel):
-    def __init__(self, model: SliceModel, device: Device) -> None:
+    def __init__(self, model: SliceModel, device: Device, encodings: Encodings) -> None:
         self.__dict__.update(vars(model))
         self._model = model
         self._queue = device
+        self._encodings = encodings
         self.reach = model.reach
 
     def prepare(self, volume: Volume) -> Any:
         return self._model.prepare(volume)
 
     def encode_slice(self, *arguments: Any) -> Any:
-        return self._queue.run("encode", self._model.encode_slice, *arguments)
+        return self._encodings.new(lambda: self._queue.run("encode", self._model.encode_slice, *arguments))
 
-    def decode_slice(self, *arguments: Any, **named: Any) -> Any:
-        return self._queue.run("decode", lambda: self._model.decode_slice(*arguments, **named))
+    def decode_slice(self, encoded: Any, *arguments: Any, **named: Any) -> Any:
+        found = self._encodings.of(encoded)
+        return self._queue.run("decode", lambda: self._model.decode_slice(found, *arguments, **named))

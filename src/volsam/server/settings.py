@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr, model_validator
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, model_validator
 
 from volsam.errors import BadFile, BadInput
 from volsam.recipes.recipe import EMBEDDED
@@ -46,6 +46,8 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     """Seconds without any sign after which the lease of a client that sends heartbeats ends."""
     max_waiting: PositiveInt = 8
     """Requests of one lease that may wait at a time."""
+    encodings: NonNegativeInt = 512 << 20
+    """Bytes of encoded regions kept, of all sessions together; one that was given away is made again."""
     max_upload: PositiveInt | None = None
     """Bytes of an upload; None for what fits into memory."""
 

@@ -10,6 +10,7 @@ from volsam.errors import BadInput
 from volsam.inference.session import Model
 from volsam.recipes import recipe as known
 from volsam.server.device import Device, on_device
+from volsam.server.encodings import Encodings
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,16 @@ class Spine:
 
 
 class Shelf:
-    """Models by name, each behind the one device."""
+    """Models by name, each behind the one device, the encodings of all in one place."""
 
-    def __init__(self, names: tuple[str, ...], device: Device, place: str, model: Model | None = None) -> None:
+    def __init__(
+        self, names: tuple[str, ...], device: Device, encodings: Encodings, place: str, model: Model | None = None
+    ) -> None:
         self.names = names
         self._device = device
+        self._encodings = encodings
         self._place = place
-        self._loaded: dict[str, Model] = {} if model is None else {names[0]: on_device(model, device)}
+        self._loaded: dict[str, Model] = {} if model is None else {names[0]: on_device(model, device, encodings)}
         self._lock = threading.Lock()
 
     @property
@@ -43,7 +47,8 @@ class Shelf:
             raise BadInput(f"this server has no model {name!r}; it has: {', '.join(self.names)}")
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = on_device(known.load_model(name, device=self._place), self._device)
+                model = known.load_model(name, device=self._place)
+                self._loaded[name] = on_device(model, self._device, self._encodings)
             return self._loaded[name]
 
     def is_loaded(self, name: str) -> bool:
