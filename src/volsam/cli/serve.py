@@ -129,6 +129,9 @@ def run(app: Any, at: socket.socket, started: Callable[[], None], log_level: str
     """Serve an application at a socket until it is stopped; `started` is called as soon as it takes requests."""
     import uvicorn
 
+    from volsam.server import heap
+
+    heap.share()
     logging.getLogger("volsam").setLevel(log_level.upper())
     config = uvicorn.Config(
         app,

@@ -63,4 +63,5 @@ class _Levels(Collector):
         yield GaugeMetricFamily("volsam_leases_max", "Leases that there may be.", self._core.leases.most)
         opened = sum(lease.conversation is not None for lease in leases)
         yield GaugeMetricFamily("volsam_sessions_open", "Sessions open now.", opened)
+        yield GaugeMetricFamily("volsam_encodings_bytes", "Encoded regions kept now.", self._core.encodings.size)
         yield GaugeMetricFamily("volsam_device_waiting", "Steps that wait for the device.", self._core.device.waiting)
