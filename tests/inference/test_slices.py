@@ -245,8 +245,11 @@ def test_a_slice_is_brought_to_the_size_of_the_model(style: SliceStyle, shown: t
 def test_the_published_input_of_sam() -> None:
     model = SliceModel(network(), "sam", SAM)
     seen: list[torch.Tensor] = []
-    model.network.encode = lambda image: seen.append(image)  # type: ignore[method-assign]
-    model.encode_slice(np.full((64, 32), 123.675, np.float32))
+    encode = model.network.encode
+    model.network.encode = lambda image: (seen.append(image), encode(image))[1]  # type: ignore[method-assign]
+    kept = model.encode_slice(np.full((64, 32), 123.675, np.float32))
+    assert kept.image.shape == seen[0].shape
+    assert kept.image.untyped_storage().nbytes() < 100  # of the image its shape alone
     image = seen[0]
     assert image.shape == (1, 3, 1, 128, 128)
     assert image[0, 0, 0, :, :64].abs().max() < 1e-4  # the mean of the first colour
