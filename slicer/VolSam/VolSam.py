@@ -11,7 +11,7 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 from VolSamLib.logic import Annotator
-from VolSamLib.marks import BOX, EXCLUDE, INCLUDE, Marks
+from VolSamLib.marks import BOX, Marks
 from VolSamLib.widget import Panel
 
 import slicer
@@ -65,18 +65,19 @@ class VolSamWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.on_scene_closes)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.on_scene_closed)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self.on_node_goes)
-        self.watch_marks()
+        self.marks.watch()
 
     def cleanup(self) -> None:
         """Called when the module goes, with Slicer or before a reload."""
         self.removeObservers()
+        self.marks.close()
         self.panel.close()
         self.logic.changed = lambda: None
         self.logic.close()
 
     def enter(self) -> None:
         """Called when the module is shown."""
-        self.watch_marks()
+        self.marks.watch()
         self.panel.enter()
 
     def exit(self) -> None:
@@ -88,26 +89,10 @@ class VolSamWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.marks.show()
         self.panel.refresh()
 
-    def watch_marks(self) -> None:
-        """Hear of every point."""
-        for name in (INCLUDE, EXCLUDE):
-            node = self.marks.node(name)
-            for event in (
-                node.PointPositionDefinedEvent,
-                node.PointRemovedEvent,
-                node.PointEndInteractionEvent,
-            ):
-                if not self.hasObserver(node, event, self.on_points):
-                    self.addObserver(node, event, self.on_points)
-
-    def on_points(self, caller, event) -> None:
-        """A point was placed, moved or taken away."""
-        self.marks.read()
-
     def on_scene_closes(self, caller, event) -> None:
         """Nothing of the scene may be touched while it closes."""
         awaited = self.logic.is_busy
-        self.panel.stop_placing()
+        self.marks.stop_placing()
         self.logic.leave()
         if awaited:
             self.panel.tell("The scene was closed while an answer was awaited, so the answer was left out.", True)
@@ -115,7 +100,7 @@ class VolSamWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def on_scene_closed(self, caller, event) -> None:
         """An empty scene has points to place again."""
         if self.parent.isEntered:
-            self.watch_marks()
+            self.marks.watch()
         self.panel.refresh()
 
     @vtk.calldata_type(vtk.VTK_OBJECT)

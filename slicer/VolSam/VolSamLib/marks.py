@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from slicer.util import VTKObservationMixin
 
 import slicer
 from VolSamLib import geometry
@@ -16,14 +17,16 @@ from VolSamLib.geometry import Refused
 from VolSamLib.logic import Annotator
 
 INCLUDE, EXCLUDE, BOX = "VolSam include", "VolSam exclude", "VolSam box"
+POINTS, ROI = "vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsROINode"
 COLOURS = {INCLUDE: (0.2, 0.8, 0.2), EXCLUDE: (0.9, 0.2, 0.2), BOX: (0.2, 0.5, 1.0)}
 NEAR = 1e-3  # mm: nearer than this, a point has not moved
 
 
-class Marks:
+class Marks(VTKObservationMixin):
     """Two lists of points, and a box."""
 
     def __init__(self, logic: Annotator) -> None:
+        VTKObservationMixin.__init__(self)
         self._logic = logic
         self._shown: dict[str, dict[str, int]] = {INCLUDE: {}, EXCLUDE: {}}
         """For each list, control points by id, and the turn each belongs to."""
@@ -31,7 +34,7 @@ class Marks:
 
     def node(self, name: str) -> Any:
         """A list of points, or the box; made when it is first needed."""
-        kind = "vtkMRMLMarkupsROINode" if name == BOX else "vtkMRMLMarkupsFiducialNode"
+        kind = ROI if name == BOX else POINTS
         for node in slicer.util.getNodesByClass(kind):
             if node.GetAttribute("VolSam") == name:
                 return node
@@ -43,6 +46,48 @@ class Marks:
         node.GetDisplayNode().SetColor(COLOURS[name])
         node.GetDisplayNode().SetPointLabelsVisibility(False)
         return node
+
+    def watch(self) -> None:
+        """Hear of every point that is placed, moved or taken away, until `close`."""
+        for name in (INCLUDE, EXCLUDE):
+            node = self.node(name)
+            for event in (node.PointPositionDefinedEvent, node.PointRemovedEvent, node.PointEndInteractionEvent):
+                if not self.hasObserver(node, event, self._on_points):
+                    self.addObserver(node, event, self._on_points)
+
+    def close(self) -> None:
+        """Hear of nothing any more."""
+        self.removeObservers()
+
+    def place(self, name: str) -> None:
+        """Have the mouse place points, or the box."""
+        self._logic.segments  # noqa: B018  refused where no volume is chosen
+        application = slicer.app.applicationLogic()
+        node = self.node(name)
+        if name == BOX:
+            node.RemoveAllControlPoints()
+        selection = application.GetSelectionNode()
+        selection.SetReferenceActivePlaceNodeClassName(ROI if name == BOX else POINTS)
+        selection.SetActivePlaceNodeID(node.GetID())
+        interaction = application.GetInteractionNode()
+        interaction.SetPlaceModePersistence(0 if name == BOX else 1)
+        interaction.SetCurrentInteractionMode(interaction.Place)
+
+    def stop_placing(self) -> None:
+        """Give the mouse back."""
+        interaction = slicer.app.applicationLogic().GetInteractionNode()
+        if interaction is not None:
+            interaction.SetCurrentInteractionMode(interaction.ViewTransform)
+
+    @property
+    def placing(self) -> str:
+        """What the mouse places now, INCLUDE, EXCLUDE or BOX; "" if nothing of this module."""
+        application = slicer.app.applicationLogic()
+        interaction, selection = application.GetInteractionNode(), application.GetSelectionNode()
+        if interaction is None or interaction.GetCurrentInteractionMode() != interaction.Place:
+            return ""
+        node = slicer.mrmlScene.GetNodeByID(selection.GetActivePlaceNodeID() or "")
+        return (node.GetAttribute("VolSam") or "") if node is not None else ""
 
     def read(self) -> None:
         """Tell the logic what was changed in the lists; then show what stands."""
@@ -67,6 +112,9 @@ class Marks:
                 self._show(self.node(name), name, places, [turn for turn, _ in own])
         finally:
             self._is_showing = False
+
+    def _on_points(self, caller: Any, event: Any) -> None:
+        self.read()
 
     def _read(self, name: str, positive: bool) -> None:
         node, known = self.node(name), self._shown[name]

@@ -17,6 +17,8 @@ from VolSamLib.prompts import Part, Said
 EDITOR = "VolSam"
 """Singleton tag of the settings with which this module writes."""
 CLOSE = 1e-4  # voxels
+# Amber, blue, magenta, cyan, orange, violet: seen on grey, and not taken for points, which are green and red.
+COLOURS = ((0.95, 0.75, 0.15), (0.2, 0.6, 1), (0.85, 0.35, 0.85), (0.1, 0.8, 0.8), (1, 0.5, 0.2), (0.6, 0.45, 1))
 
 
 class Segments:
@@ -44,7 +46,8 @@ class Segments:
 
     def add(self, name: str = "") -> str:
         """A new, empty segment; returns its id."""
-        return str(self.node.GetSegmentation().AddEmptySegment("", name))
+        colour = COLOURS[len(self.ids) % len(COLOURS)]
+        return str(self.node.GetSegmentation().AddEmptySegment("", name, colour))
 
     # --- tags ----------------------------------------------------------------------------------------------------
 

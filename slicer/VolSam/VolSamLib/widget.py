@@ -16,8 +16,6 @@ from VolSamLib.logic import Annotator
 from VolSamLib.marks import BOX, EXCLUDE, INCLUDE, Marks
 from VolSamLib.server_section import ServerSection
 
-POINTS, ROI = "vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsROINode"
-
 
 class Panel:
     """Builds itself into a layout of the module."""
@@ -107,13 +105,13 @@ class Panel:
     def _build_prompts(self) -> None:
         form = self._section("Points")
         self.include_button = self._button(
-            "Include", lambda: self.place(INCLUDE, POINTS), "Place points in the object (I)."
+            "Include", lambda: self.marks.place(INCLUDE), "Place points in the object (I)."
         )
         self.exclude_button = self._button(
-            "Exclude", lambda: self.place(EXCLUDE, POINTS), "Place points that are not in it (E)."
+            "Exclude", lambda: self.marks.place(EXCLUDE), "Place points that are not in it (E)."
         )
         self._row(form, self.include_button, self.exclude_button)
-        self.box_button = self._button("Draw box", lambda: self.place(BOX, ROI), "Place a box around the object (B).")
+        self.box_button = self._button("Draw box", lambda: self.marks.place(BOX), "Place a box around the object (B).")
         self.use_box_button = self._button("Ask with the box", self.use_box, "The object lies in the box.")
         self._row(form, self.box_button, self.use_box_button)
         self.undo_button = self._button("Undo", self.logic.undo, "Take the last step back (Ctrl+Z).")
@@ -123,9 +121,9 @@ class Panel:
         self._row(form, self.undo_button, self.redo_button, self.again_button, self.cancel_button)
         self.shortcuts = []
         for keys, action in (
-            ("i", lambda: self.place(INCLUDE, POINTS)),
-            ("e", lambda: self.place(EXCLUDE, POINTS)),
-            ("b", lambda: self.place(BOX, ROI)),
+            ("i", lambda: self.marks.place(INCLUDE)),
+            ("e", lambda: self.marks.place(EXCLUDE)),
+            ("b", lambda: self.marks.place(BOX)),
             ("n", self.logic.add_segment),
             ("Ctrl+Z", self.logic.undo),
             ("Ctrl+Y", self.logic.redo),
@@ -163,7 +161,7 @@ class Panel:
         """Another module is shown: keys and the mouse are its own."""
         for shortcut in self.shortcuts:
             shortcut.setEnabled(False)
-        self.stop_placing()
+        self.marks.stop_placing()
 
     def close(self) -> None:
         """The module goes."""
@@ -266,26 +264,6 @@ class Panel:
             self.logic.use_model(str(self.model.itemData(index)))
 
     # --- prompts -------------------------------------------------------------------------------------------------
-
-    def place(self, name: str, kind: str) -> None:
-        """Have the mouse place points, or the box."""
-        self.logic.segments  # noqa: B018  refused where no volume is chosen
-        application = slicer.app.applicationLogic()
-        node = self.marks.node(name)
-        if name == BOX:
-            node.RemoveAllControlPoints()
-        selection = application.GetSelectionNode()
-        selection.SetReferenceActivePlaceNodeClassName(kind)
-        selection.SetActivePlaceNodeID(node.GetID())
-        interaction = application.GetInteractionNode()
-        interaction.SetPlaceModePersistence(0 if name == BOX else 1)
-        interaction.SetCurrentInteractionMode(interaction.Place)
-
-    def stop_placing(self) -> None:
-        """Give the mouse back."""
-        interaction = slicer.app.applicationLogic().GetInteractionNode()
-        if interaction is not None:
-            interaction.SetCurrentInteractionMode(interaction.ViewTransform)
 
     def use_box(self) -> None:
         """Ask with the box that was drawn."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -20,7 +19,8 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 collect_ignore_glob = [] if find_spec("trame_slicer") else ["test_*.py"]
-sys.path[:0] = [str(HERE), str(HERE.parents[2] / "slicer" / "VolSam")]
+SLICER = HERE.parents[2] / "slicer"
+sys.path[:0] = [str(HERE), str(SLICER / "VolSam"), str(SLICER)]
 
 from worlds import VOLSAM, server_environment  # noqa: E402
 
@@ -98,19 +98,13 @@ def app() -> Any:
 
     sys.modules.update(fakes.qt_and_ctk())
     import slicer.util
-    import vtk
     from trame_slicer.core import SlicerApp
+    from VolSamWeb.scene import furnish
 
     import slicer
 
     made = SlicerApp()
-    vtk.vtkObject.GlobalWarningDisplayOff()
-    slicer.mrmlScene = made.scene
-    slicer.app = types.SimpleNamespace(applicationLogic=lambda: made.app_logic)
-    slicer.modules = types.SimpleNamespace(
-        volumes=types.SimpleNamespace(logic=lambda: made.volumes_logic),
-        segmentations=types.SimpleNamespace(logic=lambda: made.segmentations_logic),
-    )
+    furnish(made)
     slicer.qMRMLNodeComboBox = fakes.qMRMLNodeComboBox
     slicer.qMRMLSegmentsTableView = fakes.qMRMLSegmentsTableView
     sys.modules["slicer.ScriptedLoadableModule"] = fakes.scripted_modules()
