@@ -9,9 +9,12 @@ where there is a bias; mixed precision as autocast on a GPU decides which operat
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+
+from volsam.models import encoder
 
 LOWER = {
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
@@ -144,13 +149,21 @@ def step(task: nn.Module, batch: Mapping[str, Tensor], *, mixed: bool = False, p
     with live:
         for _ in range(min(parts, 2)):  # the second finds the gradients of the first
             before = live.now
-            with AsOnAGpu(mixed):
+            with AsOnAGpu(mixed), _again(mixed):
                 loss = task(batch)["loss"]
-            kept = max(kept, live.now - before)
-            loss.backward()
+                kept = max(kept, live.now - before)
+                loss.backward()
             del loss
     task.zero_grad(set_to_none=True)
     return Step(learning, everything - learning, 2 * learning, kept, live.peak)
+
+
+@contextmanager
+def _again(mixed: bool) -> Iterator[None]:
+    """Let blocks that are computed again on the way back, where modes do not reach, be so as on a GPU, too."""
+    inside = partial(encoder.checkpoint, context_fn=lambda: (nullcontext(), AsOnAGpu(mixed)))
+    with patch.object(encoder, "checkpoint", inside):
+        yield
 
 
 def _bytes(tensor: Tensor) -> int:

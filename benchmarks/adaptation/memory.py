@@ -24,6 +24,7 @@ from torch import Tensor
 from volsam.data.preparation import Preparation
 from volsam.evaluation.published.sam import Sam
 from volsam.models import sizes
+from volsam.models.encoder import Encoder
 from volsam.recipes.method import load_methods
 from volsam.training.run import Plan
 
@@ -60,10 +61,15 @@ class Case:
 VOLUME = {"edge": 256, "enlarged": 2}
 CASES = (
     Case("ma-sam", (5, 512, 512), 13, {"edge": 512}, "ViT-H"),
+    Case("ma-sam", (5, 512, 512), 13, {"edge": 512, "recompute": True}, "ViT-H"),
     Case("ma-sam", (5, 512, 512), 13, {"edge": 512}, "ViT-B"),
     Case("3dsam-adapter", (128,) * 3, 2, {"edge": 128}, "ViT-B"),
+    Case("3dsam-adapter", (128,) * 3, 2, {"edge": 128, "recompute": True}, "ViT-B"),
+    Case("3dsam-adapter", (128,) * 3, 2, {"edge": 128, "recompute": True, "out": 64}, "ViT-B"),
+    Case("3dsam-adapter", (96,) * 3, 2, {"edge": 96, "recompute": True, "out": 64}, "ViT-B"),
     Case("3dsam-adapter-auto", (128,) * 3, 2, {"edge": 128, "enlarged": 2}, "ViT-B"),
     Case("3dsam-adapter-auto", (256,) * 3, 2, VOLUME, "ViT-B"),
+    Case("3dsam-adapter-auto", (256,) * 3, 2, {**VOLUME, "recompute": True}, "ViT-B"),
     Case("lora", (256,) * 3, 2, VOLUME, "ViT-B"),
     Case("full", (256,) * 3, 2, VOLUME, "ViT-B"),
     Case("autosam", (1, 1024, 1024), 4, {"edge": 1024}, "ViT-B", 4),
@@ -83,9 +89,11 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # of weights that are loaded and have no values
     path = output / "memory.json"
     found = json.loads(path.read_text()) if path.exists() else {}
+    found = {case.name: found[case.name] for case in CASES if case.name in found}
     for case in CASES:
         if case.name not in found:
             found[case.name] = {kind: asdict(made) for kind, made in counted(case)}
+            found = {case.name: found[case.name] for case in CASES if case.name in found}
             print(case.name, {kind: round(made["peak"] / GB, 1) for kind, made in found[case.name].items()}, flush=True)
             path.write_text(json.dumps(found, indent=1) + "\n")
             (output / "memory.md").write_text(table(found))
@@ -104,8 +112,13 @@ def counted(case: Case) -> Iterator[tuple[str, Step]]:
         patch=case.patch,
         flip=True,
     )
-    with torch.device("meta"):
+    with torch.device("meta" if case.sam else "cpu"):  # not every network can be made without values
         task = method.task(method.network(plan, config, sam(case.sam) if case.sam else None), plan, config)
+    task.to("meta")
+    for module in task.modules():
+        if isinstance(module, Encoder):
+            module.recompute = config.recompute
+    with torch.device("meta"):
         batch = batch_of(case)
     for kind in ("32-true", "bf16-mixed"):
         yield kind, step(task, batch, mixed=kind == "bf16-mixed", parts=case.parts)

@@ -66,6 +66,23 @@ def test_a_stack_of_slices_is_encoded_slice_by_slice() -> None:
     assert_close(encoder(stack)[0], apart, rtol=0, atol=1e-5)
 
 
+def test_blocks_that_are_computed_again_have_the_same_gradients_and_keep_less() -> None:
+    found = {}
+    for again in (False, True):
+        encoder = an_encoder()
+        encoder.blocks[1].after_mlp = nn.Dropout(0.5)
+        encoder.train().recompute = again
+        kept: list[int] = []
+        torch.manual_seed(2)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: (kept.append(x.numel()), x)[1], lambda x: x):
+            loss = encoder(an_image())[0].square().sum()
+        loss.backward()
+        found[again] = sum(kept), {name: weight.grad for name, weight in encoder.named_parameters()}
+    assert found[True][0] < found[False][0] / 2
+    for name, gradient in found[False][1].items():
+        assert_close(found[True][1][name], gradient, msg=name)
+
+
 def test_patches_are_a_strided_convolution() -> None:
     torch.manual_seed(0)
     patches = PatchEmbedding(3, 5, (1, 4, 2), (1, 4, 2))

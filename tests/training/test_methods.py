@@ -170,6 +170,14 @@ def test_views_of_one_place_are_told_from_others():
     assert contrast(views) < 0.01 < contrast(views[torch.randperm(12, generator=torch.Generator().manual_seed(0))])
 
 
+def test_blocks_can_be_computed_again_where_there_are_blocks(a_dataset, tmp_path, a_sam):
+    job, _ = trained("lora", a_dataset, tmp_path / "lora", a_sam, recompute=True)
+    assert job.network.encoder.recompute
+    with pytest.raises(BadInput, match="unet has no transformer blocks that could be computed again"):
+        trained("unet", a_dataset, tmp_path / "unet", None, recompute=True)
+    assert not (tmp_path / "unet").exists()
+
+
 def test_volsam_s_learns_the_shapes_of_a_dataset(a_dataset, tmp_path):
     job, _ = trained("adapt", a_dataset, tmp_path / "run", None, max_steps=40, learning_rate=5e-3)
     model = runs.load_run(tmp_path / "run", "cpu")

@@ -24,6 +24,7 @@ from volsam.data.splits import NAME as SPLITS
 from volsam.data.splits import Fold, make_folds, read_splits, write_splits
 from volsam.errors import BadFile, BadInput
 from volsam.evaluation.metrics import dice
+from volsam.models.encoder import Encoder
 from volsam.recipes.method import Method, Weights, cache_folder, load_methods
 from volsam.training.config import TrainConfig, configured
 from volsam.training.items import Items
@@ -151,6 +152,8 @@ def start(
     torch.manual_seed(config.seed)
     network = method.network(plan, config, weights)
     method.begin(network, config)
+    if config.recompute:
+        _recompute(network, name)
     run = RunFolder(folder, method.keeps)
     trained, frozen = counts(network)
     record = Record(
@@ -263,6 +266,14 @@ def score(model: Trained, case: Case, plan: Plan) -> float:
 def _as_model(job: Job) -> Trained:
     found: Trained = job.method.model(job.network, job.plan, job.config, job.folder.path.name, job.device)
     return found
+
+
+def _recompute(network: nn.Module, name: str) -> None:
+    encoders = [module for module in network.modules() if isinstance(module, Encoder)]
+    if not encoders:
+        raise BadInput(f"{name} has no transformer blocks that could be computed again: leave recompute out")
+    for encoder in encoders:
+        encoder.recompute = True
 
 
 def _begin(run: RunFolder, record: Record) -> None:

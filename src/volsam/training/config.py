@@ -46,6 +46,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Decay of a running average of the trained weights, which is then what is kept and validated; 0 for none."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """As Lightning Fabric calls them; mixed precision pays on a GPU, and half precision needs a scale of its own."""
+    recompute: bool = False
+    """Whether blocks of the encoder are computed again on the way back and not kept: less memory, a third more time."""
     augment: Literal["none", "light", "full"] = "full"
     """light: flips alone; full: turns, zooms, noise, blur, brightness and contrast as well."""
     flip: bool | None = None
