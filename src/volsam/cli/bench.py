@@ -34,7 +34,9 @@ def bench(
         str, typer.Option(metavar="NAME|PATH", help="Compare all with one published network, or with a checkout.")
     ] = "",
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where networks run.")] = "cpu",
-    threads: Annotated[str, typer.Option(metavar="1,2", help="A pass for each; one thread and all cores.")] = "",
+    threads: Annotated[
+        str, typer.Option(metavar="1,2", help="A pass for each: one thread, with --full all cores too.")
+    ] = "",
     engine: Engine = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Of a pass: 3, with --full 9.")] = None,
     size: Annotated[int | None, typer.Option(min=16, help="Edge of the cubes of 3D networks: 128.")] = None,
@@ -57,7 +59,7 @@ def bench(
         return
     goals = _goals(gate)
     chosen = {one: _models(one, models, full, settings) for one in suites}
-    passes = _threads(threads)
+    passes = _threads(threads, full)
     _check_references(chosen, settings)
 
     from volsam.evaluation import machine, scoreboard
@@ -161,10 +163,10 @@ def _models(suite: Suite, text: str, full: bool, settings: Settings) -> list[str
     return [name for name in able if name in QUICK[suite] and (settings.against is None or name != OWN)]
 
 
-def _threads(text: str) -> list[int]:
+def _threads(text: str, full: bool) -> list[int]:
     from volsam.evaluation.machine import cores
 
-    return list(dict.fromkeys(_numbers(text, "--threads") if text else [1, cores()]))
+    return list(dict.fromkeys(_numbers(text, "--threads") if text else [1, *([cores()] if full else [])]))
 
 
 def _goals(path: Path | None) -> list[Goal]:
