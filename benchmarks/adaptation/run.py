@@ -172,17 +172,19 @@ def table(rows: list[dict[str, Any]]) -> str:
         "thread of this machine (paces.json), and the same training cases; held-out cases took no part in any choice. "
         "SimCLR has that budget once more, before, on all training images without their labels; sam-mini and volsam-s "
         "bring what they learnt before. Planning and preparing data do not count. Mean Dice over the objects of the "
-        "held-out cases and over draws; in brackets the lowest and the highest draw.",
+        "held-out cases and over draws; in brackets the lowest and the highest draw. Empty cells were not run.",
         "",
         f"Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python "
         f"{platform.python_version()}, torch {torch.__version__}.",
     ]
     for name in dict.fromkeys(row["set"] for row in rows):
         for minutes in sorted({row["minutes"] for row in rows if row["set"] == name}):
-            lines += ["", f"## {name}, {minutes:g} minutes each", ""]
+            lines += ["", f"## {name}, {minutes:g} minute{'s' * (minutes != 1)} each", ""]
             lines += ["| method | weights that learn | " + " | ".join(sizes) + " |", "| --- " * (len(sizes) + 2) + "|"]
             for method in dict.fromkeys(row["method"] for row in rows):
                 some = [r for r in rows if (r["set"], r["minutes"], r["method"]) == (name, minutes, method)]
+                if not some:
+                    continue
                 cells = [_cell([row for row in some if row["size"] == size]) for size in sizes]
                 trained = next((f"{row['trained'] / 1e6:.2f} M" for row in some if "trained" in row), "")
                 lines.append(f"| {method} | {trained} | " + " | ".join(cells) + " |")
