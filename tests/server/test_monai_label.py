@@ -67,7 +67,7 @@ class Desk:
     def save(self, image: str, path: Path, status: int = 200, tag: str | None = None, **info):
         query = {"image": image} if tag is None else {"image": image, "tag": tag}
         with path.open("rb") as file:
-            files = {"label": (f"/tmp/x/{path.name}", file)}
+            files = {"label": (f"/elsewhere/x/{path.name}", file)}
             return self.ask(
                 "PUT", "/datastore/label", status, params=query, files=files, data={"params": json.dumps(info)}
             ).json()
@@ -436,7 +436,7 @@ def test_an_image_is_taken_in_under_any_name_and_never_replaces_another(desk, st
     content = (studies / "ct.nii.gz").read_bytes()
 
     def put(name: str, body: bytes, status: int = 200) -> None:
-        files = {"file": ("/tmp/slicer/tmpx.nii.gz", body)}
+        files = {"file": ("/elsewhere/slicer/tmpx.nii.gz", body)}
         answer = desk.ask("PUT", "/datastore/", status, params={"image": name}, files=files, data={"params": "{}"})
         assert status != 200 or answer.json() == {"image": name}
 
