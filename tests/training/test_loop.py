@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 
 from volsam.errors import BadFile, BadInput
 from volsam.recipes import runs
+from volsam.recipes.method import load_methods
 from volsam.training.config import TrainConfig, configured
 from volsam.training.items import Numbers
 
@@ -200,3 +201,10 @@ def test_processes_share_the_items_of_every_step():
     assert alone == list(range(8, 16))
     together = [first(Numbers(4, 2, rank, 2), 4) for rank in (0, 1)]
     assert together == [[8, 9, 12, 13], [10, 11, 14, 15]]
+
+
+@pytest.mark.parametrize("name", sorted(load_methods()))
+@pytest.mark.parametrize("setting", ["learning_rate", "weight_decay"])
+def test_no_method_takes_a_rate_below_nothing(name: str, setting: str) -> None:
+    with pytest.raises(BadInput, match=f"{setting}=-1 will not do"):
+        configured(load_methods()[name].config, {setting: -1})

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 
 from volsam.adapters.freeze import train_only
@@ -59,14 +59,14 @@ class AdaptedConfig(TrainConfig, frozen=True):
 class AdaptConfig(AdaptedConfig, frozen=True):
     """Settings of `volsam train adapt`."""
 
-    learning_rate: float = 2e-3
-    pretrained_rate: float = 0.5
+    learning_rate: PositiveFloat = 2e-3
+    pretrained_rate: NonNegativeFloat = 0.5
 
 
 class AdaptClicksConfig(AdaptedConfig, frozen=True):
     """Settings of `volsam train adapt-clicks`."""
 
-    learning_rate: float = 5e-4
+    learning_rate: PositiveFloat = 5e-4
     early: float = 0.25
     """Part of the schedule in which simulated conversations are short."""
 

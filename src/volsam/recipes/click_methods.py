@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 
 from volsam.data.dataset import Case, Dataset
@@ -40,8 +40,8 @@ class ClicksConfig(TrainConfig, frozen=True):
 
     max_steps: PositiveInt = 4000
     batch_size: PositiveInt = 2
-    learning_rate: float = 8e-4
-    weight_decay: float = 0.1
+    learning_rate: PositiveFloat = 8e-4
+    weight_decay: NonNegativeFloat = 0.1
     edge: PositiveInt = 64
     """Voxels along the edge of the cube that is looked at."""
     patch: PositiveInt = 8

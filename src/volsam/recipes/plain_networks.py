@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from volsam.data.dataset import Case, Dataset
@@ -28,7 +28,7 @@ class PlainConfig(TrainConfig, frozen=True):
     """Settings of a network that is trained from nothing."""
 
     max_steps: PositiveInt = 2000
-    learning_rate: float = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     edge: PositiveInt = 64
     """Most voxels of what is looked at along each axis, a multiple of 32."""
     voxels: PositiveInt = 96**3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 
 from volsam.data.dataset import Case, Dataset
@@ -45,8 +45,8 @@ class AutoSamConfig(SliceConfig, frozen=True):
     """Settings of AutoSAM; rate and batch are those of its code."""
 
     max_steps: PositiveInt = 2000
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.0
+    learning_rate: PositiveFloat = 5e-4
+    weight_decay: NonNegativeFloat = 0.0
     batch_size: PositiveInt = 4
     head: Literal["vit", "cnn", "linear"] = "vit"
     """SAM's mask decoder with three tokens a class, a convolutional decoder, or the smallest one."""
@@ -59,11 +59,11 @@ class MaSamConfig(SliceConfig, frozen=True):
     """Settings of MA-SAM; rate, decay and schedule are those of its code."""
 
     max_steps: PositiveInt = 2000
-    learning_rate: float = 8e-4
-    weight_decay: float = 0.1
+    learning_rate: PositiveFloat = 8e-4
+    weight_decay: NonNegativeFloat = 0.1
     schedule: Literal["constant", "linear", "polynomial", "cosine"] = "polynomial"
-    power: float = 7.0
-    least: float = 0.0
+    power: PositiveFloat = 7.0
+    least: NonNegativeFloat = 0.0
     slices: PositiveInt = 5
     """Of a stack, an odd number."""
     rank: PositiveInt = 32

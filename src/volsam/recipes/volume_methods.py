@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 
 from volsam.data.dataset import Case, Dataset
@@ -41,8 +41,8 @@ class VolumeConfig(TrainConfig, frozen=True):
 
     max_steps: PositiveInt = 1000
     batch_size: PositiveInt = 1
-    learning_rate: float = 4e-4
-    weight_decay: float = 0.0
+    learning_rate: PositiveFloat = 4e-4
+    weight_decay: NonNegativeFloat = 0.0
     edge: PositiveInt = 64
     """Voxels along the edge of a crop: 128 with clicks and 256 without in the paper."""
     enlarged: PositiveInt = 4
