@@ -212,8 +212,11 @@ def tables(rows: list[dict[str, Any]]) -> str:
         ("Levels that clicks enter", "levels", lambda row: row["where"] == "random"),
         ("Where clicks lie", "clicks", lambda row: row["name"].startswith("4 only")),
     ):
-        lines += ["", f"## {title}", "", f"| {label} | {head} | seeds |", "| --- " * (len(COUNTS) + 2) + "|"]
         some = [row for row in rows if row["kind"] == "levels" and kept(row)]
+        if not some:
+            lines += ["", f"## {title}", "", "Not run yet."]
+            continue
+        lines += ["", f"## {title}", "", f"| {label} | {head} | seeds |", "| --- " * (len(COUNTS) + 2) + "|"]
         for name in dict.fromkeys(row["name" if label == "levels" else "where"] for row in some):
             those = [row for row in some if name in (row["name"], row["where"])]
             cells = " | ".join(_cell(those, "dice", at) for at in range(len(COUNTS)))
