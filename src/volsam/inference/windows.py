@@ -102,12 +102,13 @@ class WindowModel:
 
         image = torch.from_numpy(self.preparation.image(volume))[None]
         if self.by_region:
-            # A window may reach beyond a small volume; this channel tells where.
+            # This channel tells where a window is beyond the volume.
             image = torch.cat([image[:, :1], torch.ones_like(image[:, :1])], dim=1)
+        image, within = _enlarged(image, self.patch, 0.0 if self.by_region else None)
         found: Any = sliding_window_inference(
             image.to(self.device), self.patch, TOGETHER, self._answer, overlap=OVERLAP, mode="gaussian"
         )
-        return found[0].float().cpu().numpy()
+        return found[0][(slice(None), *within)].float().cpu().numpy()
 
     def _answer(self, windows: Tensor) -> Tensor:
         if self.by_region:
@@ -124,6 +125,22 @@ class WindowModel:
         if logits.shape[2:] != windows.shape[2:]:
             logits = nn.functional.interpolate(logits, windows.shape[2:], mode="trilinear", align_corners=False)
         return logits
+
+
+def _enlarged(image: Tensor, patch: Sequence[int], fill: float | None) -> tuple[Tensor, tuple[slice, ...]]:
+    """A volume (1 c d h w) in the middle of at least a window, and where it lies there.
+
+    fill: what is beyond it; None: the lowest value of each channel, as in training.
+    """
+    size = image.shape[2:]
+    lows = [max(0, edge - length) // 2 for edge, length in zip(patch, size, strict=True)]
+    within = tuple(slice(low, low + length) for low, length in zip(lows, size, strict=True))
+    beyond = (
+        image.amin(dim=(2, 3, 4), keepdim=True) if fill is None else image.new_full((1, image.shape[1], 1, 1, 1), fill)
+    )
+    large = beyond.repeat(1, 1, *(max(edge, length) for edge, length in zip(patch, size, strict=True)))
+    large[(..., *within)] = image
+    return large, within
 
 
 def _chosen(scores: NDArray[np.float32], grid: Grid, slab: Grid) -> NDArray[np.intp]:
