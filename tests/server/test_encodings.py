@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import platform
 import subprocess
@@ -276,3 +277,55 @@ def test_a_process_that_serves_shares_its_heap(monkeypatch):
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: done.append("served"))
     serve.run(None, None, lambda: None)
     assert done == ["shared", "served"]
+
+
+KEPT = """
+import ctypes, gc, sys
+from volsam.server import heap
+if sys.argv[1] == "forgotten":
+    heap.forget()
+import torch
+class Info(ctypes.Structure):
+    _fields_ = [(f"field{n}", ctypes.c_size_t) for n in range(10)]
+inner = ctypes.CDLL(None)
+inner.mallinfo2.restype = Info
+def in_use():
+    gc.collect()
+    info = inner.mallinfo2()
+    return info.field4 + info.field7  # mapped, and in the heap
+torch.set_num_threads(1)
+gelu = torch.nn.functional.gelu
+gelu(torch.ones(1, 8))
+before = in_use()
+with torch.inference_mode():
+    for rows in range(1, 600):
+        gelu(torch.ones(rows, 8))
+        torch.ones(rows, 64) @ torch.ones(64, 300)
+print(in_use() - before)
+"""
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not hasattr(ctypes.CDLL(None), "mallinfo2"),
+    reason="needs MKL, and a C library that tells what is in use",
+)
+def test_libraries_forget_what_they_were_asked_before():
+    def kept(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", KEPT, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    as_it_is, forgotten = kept("as it is"), kept("forgotten")
+    assert forgotten < as_it_is / 2
+
+
+def test_a_command_that_serves_says_so_before_torch_is_there():
+    script = """
+import os, sys
+from volsam.cli.serve import parts
+from volsam.server import heap
+heap.forget = lambda: print("torch" in sys.modules)
+parts("serve")
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]

@@ -116,6 +116,9 @@ def parts(command: str) -> tuple[Any, Any]:
     try:
         import uvicorn  # noqa: F401
 
+        from volsam.server import heap
+
+        heap.forget()  # what comes next brings the libraries
         from volsam.server.app import create_app
         from volsam.server.settings import Settings
     except ModuleNotFoundError as missing:
