@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from volsam.models import fused
 from volsam.models.encoder import MLP
-from volsam.models.fused import PackedLinear, linear_gelu, pack
+from volsam.models.fused import Linear, PackedLinear, linear_gelu, pack
 
 
 @pytest.mark.parametrize("shape", [(5, 12), (2, 3, 4, 5, 12), (0, 12)])
@@ -87,3 +88,51 @@ def test_changed_layers_and_other_precisions_are_not_packed(monkeypatch: pytest.
     plain = nn.Sequential(nn.Linear(3, 4))
     pack(plain, rows=8)
     assert type(plain[0]) is nn.Linear
+
+
+# --- large products while they learn ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def every_product_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "LARGE", 0)
+
+
+@pytest.mark.usefixtures("every_product_is_large")
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("frozen", [(), ("weight", "bias"), ("x",)])
+def test_a_layer_learns_as_that_of_torch(biased: bool, frozen: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    layer, theirs = Linear(24, 40, bias=biased), nn.Linear(24, 40, bias=biased)
+    theirs.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 5, 24, 3).transpose(-1, -2)  # as it does not lie side by side
+    weight = torch.randn(2, 5, 3, 40)
+    found = []
+    for module in (layer, theirs):
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        given = x.clone().requires_grad_("x" not in frozen)
+        answer = module(given)
+        answer.mul(weight).sum().backward()
+        found.append([answer, given.grad, *(parameter.grad for parameter in module.parameters())])
+    for ours, expected in zip(*found, strict=True):
+        assert (ours is None) == (expected is None)
+        if ours is not None:
+            assert_close(ours, expected, rtol=0, atol=2e-5)
+    assert type(found[0][0].grad_fn) is not type(found[1][0].grad_fn)
+
+
+@pytest.mark.usefixtures("every_product_is_large")
+def test_the_gradient_of_a_sum_is_one_number_for_all_places() -> None:
+    layer, x = Linear(8, 4), torch.randn(6, 8)
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+    assert_close(layer.weight.grad, x.sum(dim=0).expand(4, 8), rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("every_product_is_large")
+def test_mixed_precision_and_doubles_go_torch_s_way() -> None:
+    layer, x = Linear(8, 4), torch.randn(6, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert layer.double()(x.double()).dtype == torch.float64

@@ -139,7 +139,7 @@ def _enlarged(image: Tensor, patch: Sequence[int], fill: float | None) -> tuple[
         image.amin(dim=(2, 3, 4), keepdim=True) if fill is None else image.new_full((1, image.shape[1], 1, 1, 1), fill)
     )
     large = beyond.repeat(1, 1, *(max(edge, length) for edge, length in zip(patch, size, strict=True)))
-    large[(..., *within)] = image
+    large[:, :, within[0], within[1], within[2]] = image
     return large, within
 
 

@@ -16,15 +16,17 @@ and P is a union of at most three boxes, so `fold` takes a few sums along single
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from volsam.errors import BadInput
+from volsam.models.fused import Linear, is_linear
 
 Shape: TypeAlias = tuple[int, int, int]
 """Numbers along depth, height and width."""
@@ -40,6 +42,8 @@ Box: TypeAlias = tuple[slice, slice, slice]
 # Logits that are made in one step on a CPU, 16 MB of them: those of all windows of a large grid, or of a whole slice of
 # SAM, are gigabytes, which is slower, too, since memory must be had and filled anew for every sum.
 LOGITS_AT_ONCE = 2**22
+# Numbers at whose multiples rows of logits begin.
+ALIGNED = 8
 
 
 class GridAttention(nn.Module):
@@ -78,8 +82,8 @@ class GridAttention(nn.Module):
         self.window = window
         self.shift = shift
         self.bias = bias
-        self.qkv = nn.Linear(width, 3 * width)
-        self.project = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.project = Linear(width, width)
         self.tables = nn.ParameterDict(
             {
                 axis: torch.zeros(2 * size - 1, width // heads)
@@ -130,22 +134,17 @@ class GridAttention(nn.Module):
             bias = self._position_bias(q, None, window) if self.tables else None
             step = self._rows_at_once(q)
             rows = [slice(start, start + step) for start in range(0, extent[1], step)]
-            biases = (None if bias is None else self._between(bias.of_rows(some), extent) for some in rows)
+            biases = (None if bias is None else _bias(bias.of_rows(some).terms(extent)) for some in rows)
             read = [_read(q[:, :, :, some], keys, values, made) for some, made in zip(rows, biases, strict=True)]
             together = read[0] if len(read) == 1 else torch.cat(read, dim=3)
         else:
             q0, k0, v0 = rearrange(filled, "(part n c) -> part n c", part=3, n=self.heads)
             bias = self._position_bias(q, q0, window)
             fold = torch.stack([bias.total(box) for box in _filled_boxes(extent, window)]).logsumexp(dim=0)
-            fold = rearrange(fold, "b n d h w -> b n (d h w) 1")
-            if torch.is_grad_enabled():
-                logits = torch.cat([self._between(bias, extent), fold], dim=-1)
-            else:  # without gradients the sum may be written where it is wanted, a copy less of the largest tensor
-                logits = q.new_empty(*fold.shape[:3], fold.shape[2] + 1)
-                self._between(bias, extent, out=logits[..., :-1])
-                logits[..., -1:] = fold
-            keys = torch.cat([keys, repeat(k0, "n c -> b n 1 c", b=k.shape[0])], dim=2)
-            values = torch.cat([values, repeat(v0, "n c -> b n 1 c", b=v.shape[0])], dim=2)
+            logits = _bias(bias.terms(extent), rearrange(fold, "b n d h w -> b n (d h w) 1"))
+            more = logits.shape[-1] - keys.shape[2]
+            keys = torch.cat([keys, repeat(k0, "n c -> b n more c", b=k.shape[0], more=more)], dim=2)
+            values = torch.cat([values, repeat(v0, "n c -> b n more c", b=v.shape[0], more=more)], dim=2)
             together = _read(q, keys, values, logits)
         return rearrange(together, "b n d h w c -> b (d h w) (n c)")
 
@@ -163,24 +162,24 @@ class GridAttention(nn.Module):
         tables = {axis: _of_length(table, 2 * sizes[axis] - 1) for axis, table in self.tables.items()}
         return aligned_bias(q, tables, window) if self.bias == "aligned" else mixed_bias(q, q0, tables)
 
-    @staticmethod
-    def _between(
-        bias: "AlignedBias | MixedBias", extent: Shape, out: Float[Tensor, "b n q k"] | None = None
-    ) -> Float[Tensor, "b n q k"]:
-        place = None if out is None else out.unflatten(-1, extent).unflatten(2, extent)
-        return rearrange(bias.between(extent, place), "b n d h w z y x -> b n (d h w) (z y x)")
-
 
 def _read(
     q: Float[Tensor, "b n d h w c"],
     keys: Float[Tensor, "b n k c"],
     values: Float[Tensor, "b n k c"],
-    bias: Float[Tensor, "b n q k"] | None,
+    bias: Float[Tensor, "bn q k"] | None,
 ) -> Float[Tensor, "b n d h w c"]:
-    """What queries collect."""
+    """What queries collect. The bias is used up."""
+    queries = rearrange(q, "b n d h w c -> b n (d h w) c")
     # Under mixed precision the sums of exponentials run in float32, the logits must be what the queries are.
     mask = None if bias is None else bias.to(q.dtype)
-    out = F.scaled_dot_product_attention(rearrange(q, "b n d h w c -> b n (d h w) c"), keys, values, attn_mask=mask)
+    if mask is not None and mask.requires_grad and q.device.type == "cpu":
+        # torch's way with the gradient of a bias looks for rows without any key, over all logits, and copies them.
+        logits = mask.baddbmm_(queries.flatten(0, 1), keys.flatten(0, 1).mT, alpha=q.shape[-1] ** -0.5)
+        out = (logits.softmax(dim=-1) @ values.flatten(0, 1)).unflatten(0, q.shape[:2])
+    else:
+        mask = None if mask is None else mask.unflatten(0, q.shape[:2])
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
     return out.unflatten(2, q.shape[2:5])
 
 
@@ -265,6 +264,63 @@ def _by_key(scores: Float[Tensor, "b n d h w r"], axis: str) -> Float[Tensor, "b
     )
 
 
+Terms: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Three terms of a bias, each of which can be spread to (b n d h w z y x); the first two share what they are spread to.
+"""
+
+
+def _bias(terms: Terms, fold: Float[Tensor, "b n q 1"] | None = None) -> Float[Tensor, "bn q k"]:
+    """The bias of every query for the real keys, and for one more if there is a `fold`. So many keys follow that are
+    never read (-inf) that rows of logits begin where memory is read fastest.
+    """
+    return _Bias.apply(fold, *terms) if torch.is_grad_enabled() else _written(fold, *terms)
+
+
+def _written(fold: Tensor | None, first: Tensor, second: Tensor, third: Tensor) -> Float[Tensor, "bn q k"]:
+    """Every sum is written where it is wanted, a copy less of the largest tensor."""
+    queries, keys = _extents(first, second, third)
+    count = math.prod(keys)
+    length = count if fold is None else -(-(count + 1) // ALIGNED) * ALIGNED
+    bias = first.new_empty(first.shape[0] * first.shape[1], math.prod(queries), length)
+    real = bias[..., :count].unflatten(0, first.shape[:2])
+    torch.add(first + second, third, out=real.unflatten(-1, keys).unflatten(2, queries))
+    if fold is not None:
+        bias[..., count : count + 1] = fold.flatten(0, 1)
+        bias[..., count + 1 :] = -math.inf
+    return bias
+
+
+def _extents(*terms: Tensor) -> tuple[torch.Size, torch.Size]:
+    """Those of queries and of keys."""
+    shape = torch.broadcast_shapes(*(term.shape for term in terms))
+    return shape[2:5], shape[5:]
+
+
+class _Bias(torch.autograd.Function):
+    """`_written` with gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, fold: Tensor | None, *terms: Tensor) -> Tensor:
+        """The same."""
+        first, second, third = terms
+        ctx.shapes = [term.shape for term in terms]
+        ctx.extents = _extents(*terms)
+        ctx.one_more = fold is not None
+        return _written(fold, first, second, third)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Each term's is the sum over what it was spread to."""
+        queries, keys = ctx.extents
+        first, second, third = ctx.shapes
+        gradient, count = gradient.unflatten(0, first[:2]), math.prod(keys)
+        real = gradient[..., :count].unflatten(-1, keys).unflatten(2, queries)
+        both = real.sum_to_size(torch.broadcast_shapes(first, second))
+        fold = gradient[..., count : count + 1] if ctx.one_more else None
+        return fold, both.sum_to_size(first), both.sum_to_size(second), real.sum_to_size(third)
+
+
 @dataclass(frozen=True)
 class AlignedBias:
     """SAM's form: each axis gives the distance of query and key along it; keys run over the full window.
@@ -280,13 +336,14 @@ class AlignedBias:
         """That of some rows of queries."""
         return AlignedBias(self.depth[:, :, :, rows], self.height[:, :, :, rows], self.width[:, :, :, rows])
 
-    def between(self, extent: Shape, out: Tensor | None = None) -> Float[Tensor, "b n d h w kd kh kw"]:
-        """The bias of every query for the real keys, written to `out` if that is given."""
+    def terms(self, extent: Shape) -> Terms:
+        """For the real keys."""
         d, h, w = extent
-        of_row = rearrange(self.depth[..., :d], "b n d h w z -> b n d h w z 1 1") + rearrange(
-            self.height[..., :h], "b n d h w y -> b n d h w 1 y 1"
+        return (
+            rearrange(self.depth[..., :d], "b n d h w z -> b n d h w z 1 1"),
+            rearrange(self.height[..., :h], "b n d h w y -> b n d h w 1 y 1"),
+            rearrange(self.width[..., :w], "b n d h w x -> b n d h w 1 1 x"),
         )
-        return torch.add(of_row, rearrange(self.width[..., :w], "b n d h w x -> b n d h w 1 1 x"), out=out)
 
     def total(self, box: Box) -> Float[Tensor, "b n d h w"]:
         """log Σ exp bias over the keys of a box: a product of sums, one an axis."""
@@ -327,13 +384,14 @@ class MixedBias:
         """That of some rows of queries."""
         return MixedBias(self.own[:, :, :, rows], self.by_depth[:, :, :, rows], self.by_height[:, :, :, rows])
 
-    def between(self, extent: Shape, out: Tensor | None = None) -> Float[Tensor, "b n d h w kd kh kw"]:
-        """The bias of every query for the real keys, written to `out` if that is given."""
+    def terms(self, extent: Shape) -> Terms:
+        """For the real keys."""
         d, h, w = extent
-        of_row = rearrange(self.by_depth[..., :d, :w], "b n d h z x -> b n d h 1 z 1 x") + rearrange(
-            self.by_height[..., :h, :w], "b n d h y x -> b n d h 1 1 y x"
+        return (
+            rearrange(self.by_depth[..., :d, :w], "b n d h z x -> b n d h 1 z 1 x"),
+            rearrange(self.by_height[..., :h, :w], "b n d h y x -> b n d h 1 1 y x"),
+            rearrange(self.own[..., :w], "b n d h w x -> b n d h w 1 1 x"),
         )
-        return torch.add(of_row, rearrange(self.own[..., :w], "b n d h w x -> b n d h w 1 1 x"), out=out)
 
     def total(self, box: Box) -> Float[Tensor, "b n d h w"]:
         """log Σ exp bias over the keys of a box: depth and height apart for every width, then the widths together."""
@@ -404,7 +462,7 @@ class Attention(nn.Module):
         adapter has changed have no one matrix.
         """
         layers = (self.query, self.key, self.value, self.project)
-        if many.device.type != "cpu" or any(type(layer) is not nn.Linear for layer in layers):
+        if many.device.type != "cpu" or any(not is_linear(layer) for layer in layers):
             return False
         inner, rows = self.query.out_features, self.heads * few.shape[1]
         return few.shape[1] * inner + many.shape[1] * rows < many.shape[1] * inner

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from volsam.models.attention import GridAttention, PositionBias, Shape, Tokens
-from volsam.models.fused import PackedLinear, linear_gelu
+from volsam.models.fused import Linear, PackedLinear, is_linear, linear, linear_gelu
 from volsam.models.sparse_attention import ColumnAttention, DilatedAttention, Order
 
 Image: TypeAlias = Float[Tensor, "b c d h w"]
@@ -128,7 +128,7 @@ class PatchEmbedding(nn.Conv3d):
         """Every patch of the image becomes one token."""
         p, q, r = self.kernel_size
         patches = rearrange(image, "b c (d p) (h q) (w r) -> b d h w (c p q r)", p=p, q=q, r=r)
-        return F.linear(patches, self.weight.flatten(start_dim=1), self.bias)
+        return linear(patches, self.weight.flatten(start_dim=1), self.bias)
 
 
 class Block(nn.Module):
@@ -229,13 +229,13 @@ class MLP(nn.Module):
 
     def __init__(self, widths: tuple[int, ...], activation: Callable[[Tensor], Tensor] = F.relu) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
         self.activation = activation
 
     def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b e"]:
         """Widths from the first to the last."""
         for layer in self.layers[:-1]:
-            if self.activation is F.gelu and (isinstance(layer, PackedLinear) or type(layer) is nn.Linear):
+            if self.activation is F.gelu and (isinstance(layer, PackedLinear) or is_linear(layer)):
                 x = linear_gelu(x, layer.weight, layer.bias)
             else:  # another activation, or a layer that an adapter has changed
                 x = self.activation(layer(x))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from volsam.errors import BadInput
 from volsam.models.attention import Attention
+from volsam.models.fused import is_linear
 from volsam.models.segmenter import Segmenter
 from volsam.models.two_way import ImageTokens, PromptTokens, TwoWayLayer, TwoWayTransformer
 
@@ -160,7 +161,7 @@ def _of_code(layer: TwoWayLayer, first: bool) -> list[Tensor]:
 
 
 def _plain(layer: nn.Module) -> nn.Linear:
-    if type(layer) is not nn.Linear:
+    if not is_linear(layer):
         raise BadInput(
             f"only plain linear layers can be folded, got {type(layer).__name__}: put the adapter into its layer first"
         )

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from volsam.errors import BadInput
 from volsam.models.attention import Shape, Tokens
+from volsam.models.fused import Linear
 
 Order: TypeAlias = Literal["restored", "published"]
 """`restored` puts what a token collects where the token is. `published` leaves the results column by column: that of
@@ -37,8 +38,8 @@ class ColumnAttention(nn.Module):
         self.heads = heads
         self.columns = columns
         self.order = order
-        self.qkv = nn.Linear(width, 3 * width)
-        self.project = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.project = Linear(width, width)
         self._check(math.prod(grid))
 
     def forward(self, x: Tokens) -> Tokens:
@@ -92,8 +93,8 @@ class DilatedAttention(nn.Module):
             )
         self.heads = heads
         self.branches = tuple(zip(segments, dilations, strict=True))
-        self.qkv = nn.Linear(width, 3 * width)
-        self.project = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.project = Linear(width, width)
         self._fitting(math.prod(grid))
 
     def forward(self, x: Tokens) -> Tokens:
