@@ -175,12 +175,38 @@ def _read(
     mask = None if bias is None else bias.to(q.dtype)
     if mask is not None and mask.requires_grad and q.device.type == "cpu":
         # torch's way with the gradient of a bias looks for rows without any key, over all logits, and copies them.
-        logits = mask.baddbmm_(queries.flatten(0, 1), keys.flatten(0, 1).mT, alpha=q.shape[-1] ** -0.5)
-        out = (logits.softmax(dim=-1) @ values.flatten(0, 1)).unflatten(0, q.shape[:2])
+        out = _Read.apply(*(part.flatten(0, 1) for part in (queries, keys, values)), mask).unflatten(0, q.shape[:2])
     else:
         mask = None if mask is None else mask.unflatten(0, q.shape[:2])
         out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
     return out.unflatten(2, q.shape[2:5])
+
+
+class _Read(torch.autograd.Function):
+    """Softmax of logits times values, with gradients: one tensor holds bias, logits and weights in turn."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """What queries (b q c) collect from keys and values (b k c); the bias (b q k) is written over."""
+        logits = bias.baddbmm_(q, k.mT, alpha=q.shape[-1] ** -0.5)
+        weights = torch.softmax(logits, dim=-1, out=logits)
+        ctx.save_for_backward(q, k, v, weights)
+        return weights @ v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of all four."""
+        q, k, v, weights = ctx.saved_tensors
+        scale, nothing = q.shape[-1] ** -0.5, q.new_zeros(1, 1, 1)
+        of_logits = gradient @ v.mT
+        torch.ops.aten._softmax_backward_data.out(of_logits, weights, -1, weights.dtype, grad_input=of_logits)
+        return (
+            torch.baddbmm(nothing, of_logits, k, beta=0, alpha=scale),
+            torch.baddbmm(nothing, of_logits.mT, q, beta=0, alpha=scale),
+            weights.mT @ gradient,
+            of_logits,
+        )
 
 
 # --- tiles: parts of the grid whose windows hold equally many real tokens ----------------------------------
