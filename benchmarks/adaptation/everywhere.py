@@ -32,10 +32,11 @@ HERE = Path(__file__).parent
 LEFT_OUT = {"checkout": "needs a checkout", "simclr": "is a beginning for others, and has no answer to score"}
 # What keeps one step short, where a method has such a setting.
 SMALL = {
-    "max_steps": 1, "batch_size": 1, "validate_every": 1.0, "voxels": 32**3, "edge": 64, "out": 32, "width": 12,
+    "max_steps": 1, "batch_size": 1, "validate_every": 1.0, "voxels": 32**3, "edge": 32, "out": 32, "width": 12,
     "versions": 1, "slices": 3, "channels": 16, "depth": 2, "turns": 2,
 }  # fmt: skip
-CLICKS = 2
+PROMPTED = {"3dsam-adapter", "adapt-clicks", "sam-med3d", "fastsam3d"}
+"""Methods whose models are asked by clicks; here by two."""
 
 
 def main() -> None:
@@ -49,6 +50,7 @@ def main() -> None:
     load_methods()
     sets = options.sets.split(",") if options.sets else sorted(p.parent.name for p in options.data.glob("*/imagesTr"))
     chosen = options.methods.split(",") if options.methods else [name for name in methods if name not in LEFT_OUT]
+    options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "everywhere.json"
     found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
     for name in sets:
@@ -76,16 +78,20 @@ def tried(dataset: Path, method: str, work: Path) -> dict[str, Any]:
     report = run / "report"
     words = (
         ["train", method, dataset, "-o", run, "--device", "cpu", "--train-cases", 1, *settings],
-        ["evaluate", run, dataset, "-o", report, "--split", split, "--pictures", 0, "--clicks", CLICKS],
+        ["evaluate", run, dataset, "-o", report, "--split", split, "--pictures", 0],
     )
+    words[1].extend(["--clicks", 2] if method in PROMPTED else [])
     for line in words:
+        said = io.StringIO()
         try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                app([str(word) for word in line], standalone_mode=False)
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+                code = app([str(word) for word in line], standalone_mode=False)
         except BadInput as refused:
             return {"refused": f"{line[0]}: {refused}"}
         except Exception:
             return {"failed": f"{line[0]}: {traceback.format_exc().strip().splitlines()[-1]}"}
+        if code:
+            return {"refused": f"{line[0]}: {said.getvalue().strip().splitlines()[-1].removeprefix('error: ')}"}
     rows = json.loads((report / "results.json").read_text())["rows"]
     return {"scored": len(rows)}
 

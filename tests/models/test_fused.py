@@ -136,3 +136,17 @@ def test_mixed_precision_and_doubles_go_torch_s_way() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
     assert layer.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.usefixtures("every_product_is_large")
+@pytest.mark.parametrize("shape", [(6, 8), (2, 3, 8), (8,)])
+def test_an_answer_may_be_written_into(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layer, x = Linear(8, 4), torch.randn(shape)
+    answer = layer(x)
+    answer[..., :2] += 1.0
+    answer.square().sum().backward()
+    ours, layer.weight.grad = layer.weight.grad, None
+    theirs = F.linear(x, layer.weight, layer.bias)
+    (theirs + torch.tensor([1.0, 1.0, 0.0, 0.0])).square().sum().backward()
+    assert_close(ours, layer.weight.grad, rtol=0, atol=1e-4)

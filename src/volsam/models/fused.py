@@ -35,16 +35,17 @@ def linear(
     """`x Wᵀ + bias`; large products with gradients on a CPU are oneDNN's, a twentieth to a tenth quicker than MKL's."""
     large = x.numel() * weight.shape[0] >= LARGE
     if large and torch.is_grad_enabled() and _has_kernel() and _is_exact(x, weight):
-        return _Product.apply(x, weight, bias)
+        # Whoever gets the answer may write into it, so it must not be a view that was made inside.
+        return _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
     return F.linear(x, weight, bias)
 
 
 class _Product(torch.autograd.Function):
-    """`x Wᵀ + bias` with gradients."""
+    """`x Wᵀ + bias` of rows (b c) with gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The product."""
+        """The product (b e)."""
         ctx.save_for_backward(x, weight)
         return _product(x.contiguous(), weight, None if bias is None else bias.contiguous())
 
@@ -54,11 +55,10 @@ class _Product(torch.autograd.Function):
         """Gradients of all three, those that are wanted."""
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
-        rows, outer = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
         return (
             _product(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None,
-            _product(outer.t(), rows.t(), None) if ctx.needs_input_grad[1] else None,
-            outer.sum(dim=0) if ctx.needs_input_grad[2] else None,
+            _product(gradient.t(), x.t(), None) if ctx.needs_input_grad[1] else None,
+            gradient.sum(dim=0) if ctx.needs_input_grad[2] else None,
         )
 
 
