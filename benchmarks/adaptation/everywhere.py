@@ -67,7 +67,7 @@ def main() -> None:
 
 def tried(dataset: Path, method: str, work: Path) -> dict[str, Any]:
     """Train for a step and score one case; what came of it."""
-    run = work / "run"
+    run = work / f"{dataset.name}-{method}"  # the command remembers a model by its name
     shutil.rmtree(run, ignore_errors=True)
     known = methods[method].config.model_fields
     settings = [word for key, value in SMALL.items() if key in known for word in ("--set", f"{key}={value}")]
@@ -93,6 +93,7 @@ def tried(dataset: Path, method: str, work: Path) -> dict[str, Any]:
         if code:
             return {"refused": f"{line[0]}: {said.getvalue().strip().splitlines()[-1].removeprefix('error: ')}"}
     rows = json.loads((report / "results.json").read_text())["rows"]
+    shutil.rmtree(run)
     return {"scored": len(rows)}
 
 

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from volsam.errors import BadInput
-from volsam.models.attention import Attention, GridAttention
+from volsam.models.attention import GridAttention
+from volsam.models.token_attention import Attention
 
 WIDTH, HEADS = 12, 3
 

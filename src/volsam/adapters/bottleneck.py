@@ -11,8 +11,8 @@ from typing import Literal
 from torch import nn
 
 from volsam.adapters.spatial import Depthwise
-from volsam.models.attention import Tokens
 from volsam.models.encoder import Encoder
+from volsam.models.shapes import Tokens
 
 
 class Bottleneck(nn.Module):

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from volsam.adapters.spatial import Depthwise
 from volsam.errors import BadInput
-from volsam.models.attention import Tokens
 from volsam.models.encoder import Encoder
+from volsam.models.shapes import Tokens
 
 
 class MedAdapter(nn.Module):

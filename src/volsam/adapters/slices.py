@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from volsam.errors import BadInput
-from volsam.models.attention import Tokens
 from volsam.models.encoder import MLP, Encoder
+from volsam.models.shapes import Tokens
 
 
 class SliceMixer(nn.Module):

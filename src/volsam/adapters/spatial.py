@@ -6,8 +6,8 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from volsam.models.attention import Shape, Tokens
 from volsam.models.encoder import Encoder
+from volsam.models.shapes import Shape, Tokens
 
 
 class SpatialAdapter(nn.Module):

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from volsam.models.attention import Shape
 from volsam.models.encoder import Image
+from volsam.models.shapes import Shape
 
 # Channels that are enlarged at a time: few, so that what lies between two steps stays in the cache.
 TOGETHER = 4

@@ -13,9 +13,9 @@ from pydantic import BaseModel, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from volsam.models.attention import Shape
 from volsam.models.encoder import MLP, Image
 from volsam.models.mask_head import Upscaling
+from volsam.models.shapes import Shape
 
 
 class ConvHeadConfig(BaseModel, frozen=True, extra="forbid"):

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from volsam.models.attention import GridAttention, PositionBias, Shape, Tokens
+from volsam.models.attention import GridAttention
 from volsam.models.fused import Linear, PackedLinear, is_linear, linear, linear_gelu
+from volsam.models.position_bias import PositionBias
+from volsam.models.shapes import Shape, Tokens
 from volsam.models.sparse_attention import ColumnAttention, DilatedAttention, Order
 
 Image: TypeAlias = Float[Tensor, "b c d h w"]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from volsam.errors import BadInput
-from volsam.models.attention import Attention
 from volsam.models.fused import is_linear
 from volsam.models.segmenter import Segmenter
+from volsam.models.token_attention import Attention
 from volsam.models.two_way import ImageTokens, PromptTokens, TwoWayLayer, TwoWayTransformer
 
 

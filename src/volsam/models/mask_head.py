@@ -15,9 +15,9 @@ from pydantic import BaseModel, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from volsam.models.attention import Shape
 from volsam.models.encoder import MLP
 from volsam.models.fused import linear_gelu
+from volsam.models.shapes import Shape
 from volsam.models.two_way import TwoWayTransformer
 
 Candidates: TypeAlias = Literal["one", "several", "all"]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from volsam.errors import BadInput
-from volsam.models.attention import Shape
 from volsam.models.encoder import ChannelNorm
+from volsam.models.shapes import Shape
 
 NOT_A_POINT, NEGATIVE, POSITIVE = -1, 0, 1
 """Labels of points. A list of points of unequal length is filled up with NOT_A_POINT."""

@@ -9,11 +9,11 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from volsam.errors import BadInput
-from volsam.models.attention import Shape
 from volsam.models.encoder import Encoder, EncoderConfig, Image
 from volsam.models.features import Features, Prediction
 from volsam.models.mask_head import Candidates, HeadConfig, MaskHead
 from volsam.models.prompt_encoder import PromptBatch, PromptConfig, PromptEncoder
+from volsam.models.shapes import Shape
 
 __all__ = ["Features", "Part", "Prediction", "Segmenter", "SegmenterConfig", "enlarge"]
 

@@ -3,11 +3,11 @@
 SAM: Kirillov et al. 2023; SAM-Med3D: Wang et al. 2023; FastSAM3D: Shen et al. 2024.
 """
 
-from volsam.models.attention import Shape
 from volsam.models.encoder import EncoderConfig
 from volsam.models.mask_head import HeadConfig
 from volsam.models.prompt_encoder import PromptConfig
 from volsam.models.segmenter import SegmenterConfig
+from volsam.models.shapes import Shape
 
 
 def sam(width: int, depth: int, heads: int, wide_blocks: tuple[int, ...], image: int = 1024) -> SegmenterConfig:

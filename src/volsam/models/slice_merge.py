@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from volsam.errors import BadInput
-from volsam.models.attention import Shape, Tokens
 from volsam.models.encoder import PatchEmbedding
+from volsam.models.shapes import Shape, Tokens
 
 
 class MergedSlices(nn.Module):

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from volsam.errors import BadInput
-from volsam.models.attention import Shape, Tokens
 from volsam.models.fused import Linear
+from volsam.models.shapes import Shape, Tokens
 
 Order: TypeAlias = Literal["restored", "published"]
 """`restored` puts what a token collects where the token is. `published` leaves the results column by column: that of

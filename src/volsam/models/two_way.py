@@ -8,8 +8,8 @@ from typing import TypeAlias
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from volsam.models.attention import Attention
 from volsam.models.encoder import MLP
+from volsam.models.token_attention import Attention
 
 PromptTokens: TypeAlias = Float[Tensor, "b t c"]
 ImageTokens: TypeAlias = Float[Tensor, "b l c"]

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from volsam.models.attention import Attention
 from volsam.models.encoder import MLP
+from volsam.models.token_attention import Attention
 
 
 class VisualSampler(nn.Module):

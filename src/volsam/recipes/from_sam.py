@@ -18,11 +18,11 @@ from volsam.adapters.lowrank import add_fact
 from volsam.adapters.methods import Method, require_method
 from volsam.adapters.slices import add_slice_mixers
 from volsam.errors import BadInput
-from volsam.models.attention import Shape
 from volsam.models.dense_heads import ConvHeadConfig, LinearHeadConfig
 from volsam.models.encoder import EncoderConfig
 from volsam.models.original_names import from_original
 from volsam.models.segmenter import SegmenterConfig
+from volsam.models.shapes import Shape
 from volsam.recipes import auto_sam, ma_sam, sam_adapter_3d, sam_adapter_3d_automatic
 from volsam.recipes.auto_sam import AutoSam, Head
 from volsam.recipes.checkpoint import sizes_fit

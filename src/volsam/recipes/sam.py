@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from volsam.errors import BadInput
 from volsam.inference.slices import MEDSAM, SAM, SliceModel
-from volsam.models.attention import Shape
 from volsam.models.encoder import EncoderConfig
 from volsam.models.mask_head import HeadConfig
 from volsam.models.original_names import from_original
 from volsam.models.prompt_encoder import PromptBatch, PromptConfig
 from volsam.models.segmenter import Segmenter, SegmenterConfig
+from volsam.models.shapes import Shape
 from volsam.recipes.family import Described, Family, families
 from volsam.recipes.fixture import Fixture
 

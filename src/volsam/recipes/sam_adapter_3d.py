@@ -20,11 +20,11 @@ from volsam.adapters.spatial import add_spatial_adapters
 from volsam.errors import BadInput
 from volsam.inference.volumes import CropModel
 from volsam.models.aggregation_head import AggregationHead, enlarged_to_corners
-from volsam.models.attention import Shape
 from volsam.models.encoder import Encoder, EncoderConfig, Image, Neck
 from volsam.models.features import Features, Prediction
 from volsam.models.original_names import our_name
 from volsam.models.segmenter import enlarge
+from volsam.models.shapes import Shape
 from volsam.models.slice_merge import MergedSlices
 from volsam.models.visual_sampler import VisualSampler
 from volsam.recipes.family import Described, Family, families
