@@ -35,8 +35,11 @@ SMALL = {
     "max_steps": 1, "batch_size": 1, "validate_every": 1.0, "voxels": 32**3, "edge": 32, "out": 32, "width": 12,
     "versions": 1, "slices": 3, "channels": 16, "depth": 2, "turns": 2,
 }  # fmt: skip
-PROMPTED = {"3dsam-adapter", "adapt-clicks", "sam-med3d", "fastsam3d"}
-"""Methods whose models are asked by clicks; here by two."""
+ASKED: dict[str, list[Any]] = {
+    **{name: ["--clicks", 2] for name in ("3dsam-adapter", "adapt-clicks", "sam-med3d", "fastsam3d")},
+    "ma-sam-box": ["--protocol", "box", "--clicks", 0],
+}
+"""How models are asked that do not answer by themselves."""
 
 
 def main() -> None:
@@ -78,9 +81,8 @@ def tried(dataset: Path, method: str, work: Path) -> dict[str, Any]:
     report = run / "report"
     words = (
         ["train", method, dataset, "-o", run, "--device", "cpu", "--train-cases", 1, *settings],
-        ["evaluate", run, dataset, "-o", report, "--split", split, "--pictures", 0],
+        ["evaluate", run, dataset, "-o", report, "--split", split, "--pictures", 0, *ASKED.get(method, [])],
     )
-    words[1].extend(["--clicks", 2] if method in PROMPTED else [])
     for line in words:
         said = io.StringIO()
         try:
