@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from volsam.cli.asking import labels_of
 from volsam.data.io import write_volume
+from volsam.evaluation.protocol import Objects
+from volsam.evaluation.study import Scene
 from volsam.geometry import Grid
 from volsam.recipes.fixture import read_fixture
 from volsam.volume import Volume
@@ -337,3 +341,22 @@ def test_features_of_datasets_are_shown(type_, a_model, a_dataset, tmp_path, mon
     assert result.stdout.startswith("6 points of 2 datasets, silhouette ")
     assert len((tmp_path / "out" / "embeddings.csv").read_text().splitlines()) == 7
     assert "takes a MODEL" in error_of(type_("evaluate", "--embeddings", "any", "-o", tmp_path / "no"))
+
+
+def test_labels_of_a_model_with_values_of_its_own_are_told_apart(a_small_ct: Volume) -> None:
+    """A model that learnt from a dataset writes that dataset's values, which may leave gaps and come in any order."""
+
+    class Model:
+        name = "gaps"
+        labels = ("background", "liver", "spleen", "heart")
+        values = (0, 46, 2, 1)
+
+        def segment(self, volume: Volume, plane: str = "auto", *, stride: int = 1, progress: Any = iter) -> Volume:
+            found = np.zeros(volume.grid.shape, np.uint8)
+            found[0], found[1], found[2] = 46, 2, 1
+            return volume.with_data(found[None])
+
+    find = labels_of(Model(), {"spleen": 9, "liver": 300}, "auto", 1)
+    found = find(Scene("one", a_small_ct, Objects(np.zeros(a_small_ct.grid.shape, np.uint8), {"spleen": 9})))
+    assert [int(found[index].max()) for index in range(4)] == [300, 9, 0, 0]
+    assert [int(found[index].min()) for index in range(4)] == [300, 9, 0, 0]

@@ -94,9 +94,10 @@ def _together(session: Session, values: Mapping[str, int]) -> Labels:
 def labels_of(model: AutomaticModel, objects: Mapping[str, int], plane: str, stride: int) -> Callable[[Scene], Labels]:
     """The labels that a model finds, with the values of the dataset; see `matched`."""
     values = matched(model.labels, objects, model.name)
-    table = np.zeros(len(model.labels), np.min_scalar_type(max(objects.values())))
+    # The model writes values of its own, which need not be the places of its classes.
+    table = np.zeros(max(model.values) + 1, np.min_scalar_type(max(objects.values())))
     for index, value in values.items():
-        table[index] = value
+        table[model.values[index]] = value
     return lambda scene: table[model.segment(scene.volume, plane, stride=stride).data[0]]
 
 
