@@ -89,11 +89,12 @@ def tried(dataset: Path, method: str, work: Path) -> dict[str, Any]:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
                 code = app([str(word) for word in line], standalone_mode=False)
         except BadInput as refused:
-            return {"refused": f"{line[0]}: {refused}"}
+            return {"refused": f"{line[0]}: {refused}".replace(str(dataset), dataset.name)}
         except Exception:
             return {"failed": f"{line[0]}: {traceback.format_exc().strip().splitlines()[-1]}"}
         if code:
-            return {"refused": f"{line[0]}: {said.getvalue().strip().splitlines()[-1].removeprefix('error: ')}"}
+            last = said.getvalue().strip().splitlines()[-1].removeprefix("error: ")
+            return {"refused": f"{line[0]}: {last}".replace(str(dataset), dataset.name).replace(f"{work}/", "")}
     rows = json.loads((report / "results.json").read_text())["rows"]
     shutil.rmtree(run)
     return {"scored": len(rows)}
