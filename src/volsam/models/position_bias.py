@@ -62,17 +62,19 @@ Terms: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 def bias_of(terms: Terms, fold: Float[Tensor, "b n q 1"] | None = None) -> Float[Tensor, "bn q k"]:
-    """The bias of every query for the real keys, and for one more if there is a `fold`. So many keys follow that are
-    never read (-inf) that rows of logits begin where memory is read fastest.
+    """The bias of every query for the real keys, and for one more if there is a `fold`. With gradients so many keys
+    follow that are never read (-inf) that rows of logits begin where memory is read fastest.
     """
     return _BiasOf.apply(fold, *terms) if torch.is_grad_enabled() else _written(fold, *terms)
 
 
-def _written(fold: Tensor | None, first: Tensor, second: Tensor, third: Tensor) -> Float[Tensor, "bn q k"]:
+def _written(
+    fold: Tensor | None, first: Tensor, second: Tensor, third: Tensor, aligned: int = 1
+) -> Float[Tensor, "bn q k"]:
     """Every sum is written where it is wanted, a copy less of the largest tensor."""
     queries, keys = _extents(first, second, third)
     count = math.prod(keys)
-    length = count if fold is None else -(-(count + 1) // ALIGNED) * ALIGNED
+    length = count if fold is None else -(-(count + 1) // aligned) * aligned
     bias = first.new_empty(first.shape[0] * first.shape[1], math.prod(queries), length)
     real = bias[..., :count].unflatten(0, first.shape[:2])
     torch.add(first + second, third, out=real.unflatten(-1, keys).unflatten(2, queries))
@@ -98,7 +100,7 @@ class _BiasOf(torch.autograd.Function):
         ctx.shapes = [term.shape for term in terms]
         ctx.extents = _extents(*terms)
         ctx.one_more = fold is not None
-        return _written(fold, first, second, third)
+        return _written(fold, first, second, third, ALIGNED)
 
     @staticmethod
     @once_differentiable
