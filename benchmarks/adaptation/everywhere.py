@@ -20,10 +20,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from volsam.cli import app
-from volsam.data.dataset import read_dataset
+from volsam.data.dataset import read_dataset, read_image, read_label
 from volsam.errors import BadInput
 from volsam.recipes.method import load_methods, methods
 
@@ -73,7 +75,8 @@ def tried(dataset: Path, method: str, work: Path) -> dict[str, Any]:
     run = work / f"{dataset.name}-{method}"  # the command remembers a model by its name
     shutil.rmtree(run, ignore_errors=True)
     known = methods[method].config.model_fields
-    settings = [word for key, value in SMALL.items() if key in known for word in ("--set", f"{key}={value}")]
+    small = {**SMALL, **({"object": largest(dataset)} if "object" in known else {})}
+    settings = [word for key, value in small.items() if key in known for word in ("--set", f"{key}={value}")]
     case = next(case.name for case in reversed(read_dataset(dataset).cases) if case.label is not None)
     split = work / "split.txt"
     work.mkdir(parents=True, exist_ok=True)
@@ -98,6 +101,14 @@ def tried(dataset: Path, method: str, work: Path) -> dict[str, Any]:
     rows = json.loads((report / "results.json").read_text())["rows"]
     shutil.rmtree(run)
     return {"scored": len(rows)}
+
+
+def largest(folder: Path) -> str:
+    """The object with most voxels in the first labelled case: one that is seen however coarse the voxels are."""
+    dataset = read_dataset(folder)
+    case = next(case for case in dataset.cases if case.label is not None)
+    label = read_label(case, read_image(case).grid)
+    return max(dataset.objects, key=lambda name: int(np.count_nonzero(label == dataset.objects[name])))
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:

@@ -25,10 +25,13 @@ from numpy.typing import NDArray
 
 from volsam.data.dataset import read_dataset, read_image, read_label
 from volsam.data.io import write_volume
+from volsam.data.splits import NAME, Fold, make_folds, write_splits
 
 HERE = Path(__file__).parent
 SHOWN = (1, 3, 5, 10)
 PERMITTED = ("hippocampus", "sarcoma_ct_tumour")
+INVENTED, HELD_OUT = "invented", "unseen"
+"""Sets of invented volumes: dealt out as the scans are, and only to be scored on."""
 SIZES = {"edge": 64, "patch": 8, "width": 192, "heads": 6, "out": 96}
 
 
@@ -36,15 +39,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the sets")
     parser.add_argument("--invented", type=int, default=24, help="invented volumes beside the scans")
-    parser.add_argument("--teacher-minutes", type=float, default=25, help="of processor time")
-    parser.add_argument("--student-minutes", type=float, default=12, help="of processor time")
+    parser.add_argument("--held-out", type=int, default=40, help="invented volumes more, to be scored on alone")
+    parser.add_argument("--teacher-minutes", type=float, default=60, help="of processor time")
+    parser.add_argument("--student-minutes", type=float, default=15, help="of processor time")
     parser.add_argument("--work", type=Path, default=Path("runs/distillation"), help="where runs are kept")
     parser.add_argument("--output", type=Path, default=HERE)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     dataset = options.work / "Dataset900_Permitted"
     if not (dataset / "dataset.json").exists():
-        assemble(dataset, options.data, options.invented, options.work)
+        assemble(dataset, options.data, {INVENTED: options.invented, HELD_OUT: options.held_out}, options.work)
     teacher = options.work / "teacher"
     minutes = {
         "teacher": options.teacher_minutes,
@@ -79,18 +83,23 @@ def main() -> None:
     (options.output / "results.md").write_text(table(rows) + tested + by_clicks(reports[0], reports[1]))
 
 
-def assemble(folder: Path, data: Path, invented: int, work: Path) -> None:
-    """One dataset of several: every object of every set is a label of its own."""
-    toy = work / "invented"
-    volsam(["data", "synth", "-o", toy, "--cases", str(invented), "--shape", "80,72,64"])
+def assemble(folder: Path, data: Path, invented: dict[str, int], work: Path) -> None:
+    """One dataset of several: every object of every set is a label of its own.
+
+    A fifth of all cases is held out, as `volsam train` does, and all invented volumes that are there for it.
+    """
+    for seed, (name, count) in enumerate(invented.items()):
+        words = ["data", "synth", "-o", work / name, "--cases", str(count), "--seed", str(seed)]
+        volsam([*words, "--shape", "80,72,64"])
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    labels, count = {"background": 0}, 0
-    for source in (*(data / name for name in PERMITTED), toy):
+    labels, names = {"background": 0}, []
+    for source in (*(data / name for name in PERMITTED), *(work / name for name in invented)):
         dataset = read_dataset(source)
         values = {}
         for name, value in dataset.objects.items():
-            values[value] = labels[f"{source.name}: {name}"] = len(labels)
+            origin = INVENTED if source.name == HELD_OUT else source.name
+            values[value] = labels.setdefault(f"{origin}: {name}", len(labels))
         for case in dataset.cases:
             if case.label is None:
                 continue
@@ -103,9 +112,13 @@ def assemble(folder: Path, data: Path, invented: int, work: Path) -> None:
             name = f"{source.name}_{case.name}"
             write_volume(image, folder / "imagesTr" / f"{name}_0000.nii.gz")
             write_volume(image.with_data(moved[None]), folder / "labelsTr" / f"{name}.nii.gz")
-            count += 1
-    table = {"channel_names": {"0": "any"}, "labels": labels, "numTraining": count, "file_ending": ".nii.gz"}
+            names.append(name)
+    table = {"channel_names": {"0": "any"}, "labels": labels, "numTraining": len(names), "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(table, indent=1) + "\n")
+    unseen = {name for name in names if name.startswith(HELD_OUT)}
+    test, val = (set(fold.val) for fold in make_folds([name for name in names if name not in unseen], 5)[:2])
+    train = sorted(set(names) - unseen - test - val)
+    write_splits([Fold(tuple(train), tuple(sorted(val)), tuple(sorted(test | unseen)))], folder / NAME)
 
 
 def paired(comparison: Path) -> str:

@@ -7,6 +7,7 @@ from scipy.ndimage import distance_transform_edt
 from volsam.errors import BadInput
 from volsam.evaluation.placement import TrainingClicks, box_around, drawn, flat_box
 from volsam.geometry import Grid
+from volsam.inference.model import is_flat
 
 GRID = Grid.at((24, 24, 12), (1, 1, 2), (-3, 5, 7))
 
@@ -46,6 +47,15 @@ def test_an_object_of_one_voxel_can_be_clicked_anywhere():
         assert voxels_of(drawn(speck, GRID, 2, where)) == [(3, 4, 5)] * 2
     with pytest.raises(BadInput, match="no voxel"):
         drawn(np.zeros(GRID.shape, bool), GRID, 1)
+
+
+def test_the_box_of_a_thin_object_is_not_taken_for_one_on_a_single_slice():
+    thin = np.zeros(GRID.shape, bool)
+    thin[4:9, 7, 2:6] = True
+    box = box_around(thin, GRID)
+    assert not is_flat(box, GRID)
+    corners = np.sort(GRID.to_voxels([box.low, box.high]), axis=0)
+    np.testing.assert_array_equal(np.rint(corners), [(4, 7, 2), (8, 7, 5)])
 
 
 def test_boxes_hold_the_object_tightly(a_ball):

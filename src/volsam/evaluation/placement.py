@@ -49,9 +49,14 @@ def drawn(target: Mask, grid: Grid, count: int, where: Where = "random", seed: i
 
 
 def box_around(target: Mask, grid: Grid) -> Box:
-    """The smallest box that holds the object, corners at centres of voxels."""
+    """The smallest box that holds the object, corners at centres of voxels.
+
+    Where the object is one voxel thick, the box is a little thicker than flat: what is meant is all of the object, and
+    not its outline on one slice. It still holds no other voxel.
+    """
     low, high = _corners(target)
-    return Box(_world(low, grid), _world(high, grid))
+    some = np.where(low == high, 0.3, 0.0)
+    return Box(_world(low - some, grid), _world(high + some, grid))
 
 
 def flat_box(target: Mask, grid: Grid, axis: int, index: int | None = None) -> Box:
@@ -129,6 +134,6 @@ def _corners(target: Mask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.array([side.start for side in box]), np.array([side.stop - 1 for side in box])
 
 
-def _world(voxel: NDArray[np.int64], grid: Grid) -> tuple[float, float, float]:
+def _world(voxel: NDArray[np.number], grid: Grid) -> tuple[float, float, float]:
     x, y, z = grid.to_world(voxel)
     return float(x), float(y), float(z)

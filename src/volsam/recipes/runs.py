@@ -298,9 +298,11 @@ def _begin(run: RunFolder, record: Record) -> None:
 
 def _require_objects(cases: Sequence[Prepared], plan: Plan, dataset: Dataset) -> None:
     if not any(len(places) for case in cases for places in case.places):
+        spacing = plan.preparation.spacing
+        seen = "" if spacing is None else f" when seen in voxels of {' x '.join(f'{size:.3g}' for size in spacing)} mm"
         raise BadInput(
-            f"no training case of {dataset.name} holds a voxel of {', '.join(plan.labels[1:])}: "
-            f"see `volsam data check {dataset.folder}`"
+            f"no training case of {dataset.name} holds a voxel of {', '.join(plan.labels[1:])}{seen}: "
+            f"see `volsam data check {dataset.folder}`, or set finer voxels, or another object"
         )
 
 

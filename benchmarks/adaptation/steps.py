@@ -1,0 +1,108 @@
+"""What does a step of each method take here? Seconds and memory of one process each, on one thread.
+
+    python benchmarks/adaptation/steps.py --dataset ../shared/data/hippocampus
+    volsam bench --suite train --models sam-med3d,fastsam3d --rounds 3 --threads 1 > benchmarks/originals/train.txt
+
+The first makes every method ready on a dataset, with its own settings, and makes two steps, of which the second counts;
+it is for a machine on which nothing else runs. The second sets our networks beside the published ones, at the size of
+the papers, where there is something to compare with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+# Methods that need more than a dataset.
+LEFT_OUT = ("checkout",)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", type=Path, required=True, help="in the layout of nnU-Net v2")
+    parser.add_argument("--one", help="measure this method alone, in this process, and print what came out")
+    parser.add_argument("--output", type=Path, default=HERE)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measured(options.one, options.dataset)))
+        return
+    from volsam.recipes.method import load_methods
+
+    rows = []
+    for method in load_methods():
+        if method in LEFT_OUT:
+            continue
+        line = [sys.executable, __file__, "--dataset", options.dataset, "--one", method]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([str(word) for word in line], capture_output=True, text=True, env=environment)
+        if done.returncode:
+            raise SystemExit(f"{method}: {done.stderr.strip().splitlines()[-1]}")
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(json.dumps(rows[-1]), flush=True)
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "steps.json").write_text(json.dumps(rows, indent=1) + "\n")
+        (options.output / "steps.md").write_text(table(rows, options.dataset.name))
+
+
+def measured(method: str, folder: Path) -> dict[str, Any]:
+    """A step of a method with its own settings, from one training case."""
+    import torch
+
+    torch.set_num_threads(1)
+    from volsam.data.dataset import read_dataset
+    from volsam.recipes import runs
+
+    dataset = read_dataset(folder)
+    fold = runs.choose_cases(dataset, 0, 1, 0, str)
+    with tempfile.TemporaryDirectory() as work:
+        job = runs.start(method, dataset, Path(work) / "run", settings={"max_steps": 1}, fold=fold)
+        found = runs.prospect(job)
+    item = job.items[0]
+    seen = next(item[name] for name in ("image", "embedding") if name in item)
+    return {
+        "method": method,
+        "input": list(seen.shape),
+        "batch": job.config.batch_size,
+        "trained": found.trained,
+        "frozen": found.frozen,
+        "seconds": round(found.seconds, 3),
+        "memory": round(found.memory, 2),
+    }
+
+
+def table(rows: list[dict[str, Any]], dataset: str) -> str:
+    """The results file."""
+    import torch
+
+    lines = [
+        "# A step of training, method by method",
+        "",
+        f"Made by `benchmarks/adaptation/steps.py` on {dataset}, each method with its own settings: the second of two "
+        "steps, and the peak of the process, what AdamW keeps included. Inputs differ, so rows do not rank methods. "
+        "Beside the published code, at the size of the papers: `benchmarks/originals/train.txt`.",
+        "",
+        f"Machine: {platform.machine()}, {platform.system()}, Python {platform.python_version()}, torch "
+        f"{torch.__version__}, one thread.",
+        "",
+        "| method | input | batch | weights that learn, frozen | step, s | memory, GB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        size = " × ".join(map(str, row["input"]))
+        weights = f"{row['trained'] / 1e6:.2f} M, {row['frozen'] / 1e6:.2f} M"
+        lines.append(
+            f"| {row['method']} | {size} | {row['batch']} | {weights} | {row['seconds']:.2f} | {row['memory']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
