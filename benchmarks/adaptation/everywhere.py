@@ -32,6 +32,7 @@ from volsam.recipes.method import load_methods, methods
 HERE = Path(__file__).parent
 # Methods that need more than a dataset, or make what others begin with.
 LEFT_OUT = {"checkout": "needs a checkout", "simclr": "is a beginning for others, and has no answer to score"}
+NO_DATASET = {"permissive_scans": "whose label values mean something else in every case; a line says so"}
 # What keeps one step short, where a method has such a setting.
 SMALL = {
     "max_steps": 1, "batch_size": 1, "validate_every": 1.0, "voxels": 32**3, "edge": 32, "out": 32, "width": 12,
@@ -53,7 +54,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE)
     options = parser.parse_args()
     load_methods()
-    sets = options.sets.split(",") if options.sets else sorted(p.parent.name for p in options.data.glob("*/imagesTr"))
+    sets = (
+        options.sets.split(",")
+        if options.sets
+        else sorted({folder.parent.name for folder in options.data.glob("*/imagesTr")} - NO_DATASET.keys())
+    )
     chosen = options.methods.split(",") if options.methods else [name for name in methods if name not in LEFT_OUT]
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "everywhere.json"
@@ -137,6 +142,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             "Made by `benchmarks/adaptation/everywhere.py`: `volsam train` for one step from one case, then `volsam "
             f"evaluate` on one case, with small settings. {done} of {count} went through to a report. Left out: "
             + "; ".join(f"`{name}`, which {why}" for name, why in LEFT_OUT.items())
+            + "; "
+            + "; ".join(f"the folder `{name}`, {why}" for name, why in NO_DATASET.items())
             + ".",
             "",
             f"Machine: {platform.machine()}, {platform.system()}, Python {platform.python_version()}, torch "

@@ -140,7 +140,7 @@ def batch_of(case: Case) -> dict[str, Tensor]:
     batch = {"label": torch.empty(count, d, h, w, dtype=torch.long)}
     if case.method == "autosam":
         return batch | {"embedding": torch.empty(count, 256, 1, h // 16, w // 16)}
-    channels = 3 if case.method in ("ma-sam", "adapt") else 1
+    channels = {"ma-sam": 3, "adapt": 6}.get(case.method, 1)
     batch["image"] = torch.empty(count, channels, d, h, w)
     if case.method == "3dsam-adapter":
         batch["points"] = torch.empty(count, 30, 3)

@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 # A method: what is typed, and settings that fit small volumes on one thread.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "volsam-s, adapted": ("adapt", {}),
+    "volsam-s, adapted, no places, milder augmentation": ("adapt", {"placed": False, "augment": "full"}),
     "volsam-s, adapters alone": ("adapt", {"tune": "adapters"}),
     "AutoSAM on sam-mini": ("autosam", {"versions": 4}),
     "MA-SAM on sam-mini": ("ma-sam", {"batch_size": 1, "power": 0.9}),

@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the sets")
     parser.add_argument("--invented", type=int, default=24, help="invented volumes beside the scans")
-    parser.add_argument("--held-out", type=int, default=40, help="invented volumes more, to be scored on alone")
+    parser.add_argument("--held-out", type=int, default=24, help="invented volumes more, to be scored on alone")
     parser.add_argument("--teacher-minutes", type=float, default=60, help="of processor time")
     parser.add_argument("--student-minutes", type=float, default=15, help="of processor time")
     parser.add_argument("--work", type=Path, default=Path("runs/distillation"), help="where runs are kept")
@@ -70,7 +70,7 @@ def main() -> None:
         settings = {**more[name], "minutes": minutes[name], "clock": "cpu", "max_steps": 10**6, "validate_every": 0.5}
         volsam([*words, "--device", "cpu", *(w for k, v in settings.items() for w in ("--set", f"{k}={v}"))])
         report = options.work / f"{name}-report"
-        splits = teacher / "splits.json"
+        splits = dataset / NAME
         volsam(["evaluate", options.work / name, dataset, "-o", report, "--split", splits, "--clicks", str(max(SHOWN))])
         rows.append({"name": name, **scores(report), **seconds(options.work / name, dataset), "minutes": minutes[name]})
         print(json.dumps(rows[-1]), flush=True)

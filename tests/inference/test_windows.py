@@ -70,3 +70,28 @@ def test_a_region_beyond_the_volume_is_unknown() -> None:
     assert shown.shape[1] == 3
     assert shown[0, 2].sum() == 9 * 14 * 10
     assert not shown[0, :, shown[0, 2] == 0].any()
+
+
+class Halves(nn.Module):
+    """Says class 1 in the half of the volume that lies beyond the middle of one axis, by the places it is told."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """(b 6 d h w)."""
+        place = windows[:, 3 + self.axis, None][:, 0]
+        return torch.stack([-place, place], dim=1)
+
+
+@pytest.mark.parametrize("shape", [(10, 14, 10), (10, 40, 34), (34, 40, 38)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_places_are_those_in_the_volume_whatever_the_window(shape: tuple[int, int, int], axis: int) -> None:
+    model = WindowModel(
+        Halves(axis), "halves", ("background", "half"), (0, 1), PREPARATION, PATCH, by_region=True, placed=True
+    )
+    scores = model.scores(a_volume(shape))
+    expected = np.linspace(1 / shape[axis] - 1, 1 - 1 / shape[axis], shape[axis])
+    across = np.moveaxis(scores[1], axis, 0)
+    np.testing.assert_allclose(across, np.broadcast_to(expected[:, None, None], across.shape), atol=1e-4)

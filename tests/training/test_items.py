@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from volsam.data.preparation import Prepared
-from volsam.training.augment import Augment
+from volsam.training.augment import Augment, Strength
 from volsam.training.items import Patches, Stacks, rectangle
 
 
@@ -63,3 +64,38 @@ def test_the_rectangle_turns_with_the_image(a_case: Prepared) -> None:
 
 def test_the_rectangle_of_nothing_is_everything() -> None:
     assert rectangle(np.zeros((4, 6), bool)).tolist() == [[0, 0], [3, 5]]
+
+
+class PlacesAlone(Augment):
+    """Leaves values as they are."""
+
+    def values(self, image: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
+        """The same."""
+        return image
+
+
+@pytest.mark.parametrize("strength", ["none", "light", "strong"])
+def test_places_go_where_the_image_goes(a_case: Prepared, strength: Strength) -> None:
+    """What is told of a voxel is its place in the volume, in a frame that is a little off."""
+    slices = np.broadcast_to(np.linspace(0, 1, 20, dtype=np.float32)[:, None, None], (1, *a_case.label.shape))
+    case = Prepared("case", slices, a_case.label, a_case.places)
+    items = Patches([case], (16, 16, 16), PlacesAlone(strength), 3, placed=True)
+    for number in range(8):
+        shown = items[number]["image"].numpy()
+        assert shown.shape == (4, 16, 16, 16)
+        inner = shown[:, 5:11, 5:11, 5:11].reshape(4, -1)  # nearer to its faces a turned patch is filled up
+        slope, start = np.polyfit(inner[0], inner[1], 1)
+        np.testing.assert_allclose(inner[1], slope * inner[0] + start, atol=1e-3)
+        assert abs(slope / 2 - 1) < 0.6
+        assert abs(start + slope / 2) < 0.6
+
+
+def test_strong_changes_keep_labels_and_stay_finite(a_case: Prepared) -> None:
+    items = Patches([a_case], (16, 16, 16), Augment("strong"), 1, by_region=True, placed=True)
+    labels = set()
+    for number in range(12):
+        item = items[number]
+        assert item["image"].shape == (6, 16, 16, 16)
+        assert torch.isfinite(item["image"]).all()
+        labels |= set(item["label"].unique().tolist())
+    assert labels == {0, 1, 2}

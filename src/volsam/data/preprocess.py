@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -103,3 +105,14 @@ def to_eight_bit(values: NDArray[np.generic], window: tuple[float, float]) -> ND
     low, high = window
     scaled = (np.asarray(values, dtype=np.float32) - low) / (high - low)
     return np.asarray(np.floor(255 * scaled.clip(0, 1)), dtype=np.float32)
+
+
+def positions(shape: Sequence[int], low: Sequence[int], patch: Sequence[int]) -> NDArray[np.float32]:
+    """Where the voxels of a patch lie in their volume (3 d h w): -1 at its first face, 1 at its last, along each axis.
+
+    shape: of the volume; low: its voxel in which the patch begins, negative where that lies before it; patch: voxels.
+    """
+    axes = [
+        (2 * (np.arange(size) + start) + 1) / length - 1 for length, start, size in zip(shape, low, patch, strict=True)
+    ]
+    return np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)

@@ -51,6 +51,8 @@ class Decoded:
         return self._logits
 
 
+# A box that is thinner than so many voxels lies on one slice.
+FLAT = 0.5
 Kind = Literal["click", "negative click", "box", "flat box", "mask"]
 """What a model may take; a scribble is many clicks, and a flat box is one on a single slice."""
 
@@ -113,7 +115,7 @@ def kind_of(prompt: Prompt, grid: Grid) -> Kind:
 
 def is_flat(box: Box, grid: Grid) -> bool:
     """Whether a box lies on one slice of the scan, along the scan's own axes."""
-    return bool(np.abs(np.subtract(*grid.to_voxels([box.low, box.high]))).min() < 0.5)
+    return bool(np.abs(np.subtract(*grid.to_voxels([box.low, box.high]))).min() < FLAT)
 
 
 class DensePromptModel:

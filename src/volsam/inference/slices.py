@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from volsam.data.preprocess import eight_bit_window, to_eight_bit
 from volsam.errors import BadInput
 from volsam.geometry import Grid, resample
-from volsam.inference.model import Decoded, Kind, Logits
+from volsam.inference.model import FLAT, Decoded, Kind, Logits
 from volsam.inference.predictor import OUTSIDE, Answer
 from volsam.inference.volumes import dice_of_iou
 from volsam.models.features import Features, Prediction
@@ -228,7 +228,7 @@ class SlicePredictor:
         low, high = 0, count - 1
         for box in asked.boxes:
             first, last = (int(edge) for edge in np.round(box[:, 0]).clip(0, count - 1))
-            if box[1, 1] - box[0, 1] < 1 or box[1, 2] - box[0, 2] < 1:
+            if (box[1, 1:] - box[0, 1:]).min() < FLAT:
                 raise BadInput(
                     f"{self.model.name} looks at {self.plane} slices, and a box here is flat across them: draw it in "
                     "that plane, or in 3D"

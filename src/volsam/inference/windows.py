@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from volsam.data.preparation import Preparation
-from volsam.data.preprocess import normalise
+from volsam.data.preprocess import normalise, positions
 from volsam.errors import BadInput
 from volsam.geometry import Grid, resample
 from volsam.volume import Volume
@@ -37,6 +37,7 @@ class WindowModel:
         channels: that it looks at; an image may have more.
         device: where the network is.
         by_region: whether a window is shown as volsam-s sees a region.
+        placed: whether the network is told where every voxel lies in the volume, in three channels more.
         mirrors: axes (of d h w) along which mirror images are looked at as well, and the answers averaged.
     """
 
@@ -52,6 +53,7 @@ class WindowModel:
         device: str = "cpu",
         *,
         by_region: bool = False,
+        placed: bool = False,
         mirrors: tuple[int, ...] = (),
     ) -> None:
         self.network = network.to(device).eval()
@@ -63,6 +65,7 @@ class WindowModel:
         self.channels = channels
         self.device = torch.device(device)
         self.by_region = by_region
+        self.placed = placed
         self.mirrors = mirrors
 
     def segment(
@@ -104,7 +107,11 @@ class WindowModel:
         if self.by_region:
             # This channel tells where a window is beyond the volume.
             image = torch.cat([image[:, :1], torch.ones_like(image[:, :1])], dim=1)
+        shape = image.shape[2:]
         image, within = _enlarged(image, self.patch, 0.0 if self.by_region else None)
+        if self.placed:
+            places = positions(shape, [-part.start for part in within], image.shape[2:])
+            image = torch.cat([image, torch.from_numpy(places)[None]], dim=1)
         found: Any = sliding_window_inference(
             image.to(self.device), self.patch, TOGETHER, self._answer, overlap=OVERLAP, mode="gaussian"
         )
@@ -112,8 +119,8 @@ class WindowModel:
 
     def _answer(self, windows: Tensor) -> Tensor:
         if self.by_region:
-            pairs = windows.cpu().numpy()
-            shown = [normalise(image, known > 0.5) for image, known in pairs]
+            seen = windows.cpu().numpy()
+            shown = [np.concatenate([normalise(window[0], window[1] > 0.5), window[2:]]) for window in seen]
             windows = torch.from_numpy(np.stack(shown)).to(self.device)
         answer = self._full_size(windows)
         for axis in self.mirrors:

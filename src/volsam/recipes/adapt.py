@@ -20,6 +20,7 @@ from volsam.models.dense_classes import DenseClassNet
 from volsam.models.dense_prompt import DensePromptNet
 from volsam.recipes.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
 from volsam.recipes.recipe import EMBEDDED
+from volsam.training.augment import Strength
 from volsam.training.config import TrainConfig
 from volsam.training.dense_clicks import DenseClickTask
 from volsam.training.items import Items, Patches
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from volsam.inference.model import DensePromptModel
     from volsam.inference.windows import WindowModel
 
-_DECODER = r"coarse|last|(base\.)?(skips|prompts|blocks|narrow|fine|quality)"
+_DECODER = r"coarse|last|place|(base\.)?(skips|prompts|blocks|narrow|fine|quality)"
 _PROMPTS_ONLY = r"(?!base\.(quality|keys|coarse|fine\.3))"
 TUNED = {
     "adapters": rf"{_PROMPTS_ONLY}({_DECODER}|(base\.)?down\d\.\d+\.(down|mix|up|norm))",
@@ -39,6 +40,9 @@ TUNED = {
     "all": rf"{_PROMPTS_ONLY}",
 }
 """Names of the weights that learn; what is left out where there is a head for classes is what only prompts need."""
+
+NEW = ("coarse", "last", "place")
+"""How names of weights begin that volsam-s did not bring, adapters aside."""
 
 
 class AdaptedConfig(TrainConfig, frozen=True):
@@ -61,6 +65,9 @@ class AdaptConfig(AdaptedConfig, frozen=True):
 
     learning_rate: PositiveFloat = 2e-3
     pretrained_rate: NonNegativeFloat = 0.5
+    augment: Strength = "strong"
+    placed: bool = True
+    """Whether the network is told where every voxel lies in the volume; false for scans that begin just anywhere."""
 
 
 class AdaptClicksConfig(AdaptedConfig, frozen=True):
@@ -98,7 +105,7 @@ def _is_new(name: str) -> bool:
 
 def network(plan: Plan, config: AdaptConfig, weights: Weights | None) -> nn.Module:
     """The network with a head for every class."""
-    made = DenseClassNet(_begun(config, weights), len(plan.labels))
+    made = DenseClassNet(_begun(config, weights), len(plan.labels), placed=config.placed)
     train_only(made, TUNED[config.tune])
     return made
 
@@ -108,7 +115,7 @@ def groups(network: nn.Module, config: AdaptConfig) -> list[tuple[list[nn.Parame
     new: list[nn.Parameter] = []
     old: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        (new if name.startswith(("coarse", "last")) or _is_new(name) else old).append(parameter)
+        (new if name.startswith(NEW) or _is_new(name) else old).append(parameter)
     return [(new, 1.0), (old, config.pretrained_rate)]
 
 
@@ -121,7 +128,8 @@ def items(
     cases: Sequence[Prepared], plan: Plan, config: AdaptConfig, network: nn.Module, device: str, show: Show
 ) -> Items:
     """Cubes, each shown as volsam-s sees a region."""
-    return Patches(cases, plan.patch, augment_of(plan, config), config.seed, by_region=True)
+    augment = augment_of(plan, config)
+    return Patches(cases, plan.patch, augment, config.seed, by_region=True, placed=config.placed)
 
 
 def model(network: nn.Module, plan: Plan, config: AdaptConfig, name: str, device: str) -> WindowModel:
@@ -129,7 +137,16 @@ def model(network: nn.Module, plan: Plan, config: AdaptConfig, name: str, device
     from volsam.inference.windows import WindowModel
 
     return WindowModel(
-        network, name, plan.labels, plan.values, plan.preparation, plan.patch, plan.channels, device, by_region=True
+        network,
+        name,
+        plan.labels,
+        plan.values,
+        plan.preparation,
+        plan.patch,
+        plan.channels,
+        device,
+        by_region=True,
+        placed=config.placed,
     )
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+Strength = Literal["none", "light", "full", "strong"]
+
 
 class Augment:
     """How items differ from what is in the files.
@@ -22,7 +24,7 @@ class Augment:
 
     def __init__(
         self,
-        strength: Literal["none", "light", "full"] = "full",
+        strength: Strength = "full",
         flip: tuple[int, ...] = (0, 1, 2),
         turn: tuple[int, ...] = (0, 1, 2),
     ) -> None:
@@ -40,9 +42,10 @@ class Augment:
         """Turned, zoomed and mirrored: image (c d h w), label (d h w) and where the volume is (d h w)."""
         if self.strength == "none":
             return image, label, known
-        if self.strength == "full":
+        if self.strength in ("full", "strong"):
             data = {"image": torch.from_numpy(image), "label": torch.from_numpy(np.stack([label, known]).astype("f4"))}
-            data = self._drawn(self._affine, random)(data)
+            for transform in self._spatial:
+                data = self._drawn(transform, random)(data)
             image = np.asarray(data["image"], np.float32)
             label, known = np.asarray(data["label"][0], np.uint8), np.asarray(data["label"][1] > 0.5)
         axes = [axis for axis in self.flip if random.random() < 0.5]
@@ -53,7 +56,7 @@ class Augment:
 
     def values(self, image: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
         """Noise, blur, brightness and contrast of an image (c d h w)."""
-        if self.strength != "full":
+        if self.strength not in ("full", "strong"):
             return np.ascontiguousarray(image, np.float32)
         return np.asarray(self._drawn(self._intensity, random)(torch.from_numpy(image)), np.float32)
 
@@ -63,33 +66,61 @@ class Augment:
         return transform
 
     @cached_property
-    def _affine(self) -> Any:
-        from monai.transforms.spatial.dictionary import RandAffined
+    def _spatial(self) -> list[Any]:
+        from monai.transforms.spatial.dictionary import RandAffined, RandGridDistortiond
 
-        turns = [0.35 if axis in self.turn else 0.0 for axis in range(3)]
-        zooms = [0.2 if axis in self.turn or self.turn == (0,) else 0.0 for axis in range(3)]
+        strong = self.strength == "strong"
+        turns = [(0.5 if strong else 0.35) if axis in self.turn else 0.0 for axis in range(3)]
+        zooms = [(0.3 if strong else 0.2) if axis in self.turn or self.turn == (0,) else 0.0 for axis in range(3)]
         if self.turn == (0,):  # slices keep their distance
             zooms[0] = 0.0
-        return RandAffined(
+        affine = RandAffined(
             keys=("image", "label"),
-            prob=0.5,
+            prob=0.9 if strong else 0.5,
             rotate_range=turns,
             scale_range=zooms,
             mode=("bilinear", "nearest"),
             padding_mode=("border", "zeros"),
         )
+        if not strong or self.turn == (0,):
+            return [affine]
+        bent = RandGridDistortiond(
+            keys=("image", "label"),
+            prob=0.5,
+            num_cells=4,
+            distort_limit=(-0.2, 0.2),
+            mode=("bilinear", "nearest"),  # type: ignore[arg-type]  # one for each key
+            padding_mode=("border", "zeros"),  # type: ignore[arg-type]
+        )
+        return [affine, bent]
 
     @cached_property
     def _intensity(self) -> Any:
         from monai.transforms.compose import Compose
         from monai.transforms.intensity.array import (
             RandAdjustContrast,
+            RandBiasField,
             RandGaussianNoise,
             RandGaussianSmooth,
+            RandHistogramShift,
             RandScaleIntensity,
             RandShiftIntensity,
         )
+        from monai.transforms.spatial.array import RandSimulateLowResolution
 
+        if self.strength == "strong":
+            return Compose(
+                [
+                    RandSimulateLowResolution(prob=0.2, zoom_range=(0.5, 1.0)),
+                    RandGaussianSmooth((0.3, 1.2), (0.3, 1.2), (0.3, 1.2), prob=0.25),
+                    RandHistogramShift(num_control_points=(5, 10), prob=0.5),
+                    RandBiasField(degree=2, coeff_range=(0.0, 0.3), prob=0.3),
+                    RandScaleIntensity(0.4, prob=0.5),
+                    RandShiftIntensity(0.3, prob=0.5),
+                    RandAdjustContrast(prob=0.5, gamma=(0.5, 2.0)),
+                    RandGaussianNoise(prob=0.3, std=0.15),
+                ]
+            )
         return Compose(
             [
                 RandGaussianSmooth((0.3, 0.9), (0.3, 0.9), (0.3, 0.9), prob=0.15),

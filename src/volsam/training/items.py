@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from volsam.data.preparation import Prepared
-from volsam.data.preprocess import normalise
+from volsam.data.preprocess import normalise, positions
 from volsam.training.augment import Augment
 
 Item: TypeAlias = dict[str, Tensor]
@@ -26,6 +26,8 @@ Shape: TypeAlias = tuple[int, int, int]
 
 # How often a patch is drawn around a voxel of some class, and not anywhere.
 FOREGROUND = 0.67
+# By how much of a volume's half the places that are told differ from the true ones, from item to item.
+MISPLACED = 0.1
 
 
 class Items(Dataset[Item]):
@@ -52,6 +54,7 @@ class Patches(Items):
         augment: changes an item as it is drawn.
         seed: of what is drawn.
         by_region: show a patch as volsam-s sees a region (three channels of the first one).
+        placed: tell beside it where every voxel lies in its volume, in three channels more.
         points: clicks to give beside it, in the object and anywhere; see `PointsTask`.
         one_object: let the label be 1 in one class, around which the patch is drawn, and 0 elsewhere; `whole` is then
             how many voxels it has, with those outside of the patch.
@@ -65,6 +68,7 @@ class Patches(Items):
         seed: int,
         *,
         by_region: bool = False,
+        placed: bool = False,
         points: tuple[int, int] | None = None,
         one_object: bool = False,
     ) -> None:
@@ -73,6 +77,7 @@ class Patches(Items):
         self.patch = patch
         self.augment = augment
         self.by_region = by_region
+        self.placed = placed
         self.points = points
         self.one_object = one_object
 
@@ -88,16 +93,21 @@ class Patches(Items):
             low = places[random.integers(len(places))] - random.integers(patch // 4, 3 * patch // 4 + 1)
         else:
             low = self.anywhere(case, random)
-        image, label, known = self.cut(case, low)
+        begin = self.within(case, low)
+        image, label, known = cut(case, begin, self.patch)
+        channels = len(image)
+        if self.placed:
+            image = np.concatenate([image, self._places(case, begin, random)])
         outside: int = 0
         if self.one_object:
             label = (label == chosen + 1).astype(np.uint8) if chosen is not None else np.zeros_like(label)
             outside = 0 if chosen is None else int(np.sum(case.label == chosen + 1) - np.sum(label))
         image, label, known = self.augment.places(image, label, known, random)
+        image, told = image[:channels], image[channels:]
         if self.by_region:
             image = normalise(image[0], known)
         item = {
-            "image": torch.from_numpy(self.augment.values(image, random)),
+            "image": torch.from_numpy(np.concatenate([self.augment.values(image, random), told])),
             "label": torch.from_numpy(label.astype(np.int64)),
         }
         if self.one_object:
@@ -117,9 +127,18 @@ class Patches(Items):
         """The patch from about `low` on: a volume that is smaller lies in it whole, and none reaches out further than
         it must.
         """
+        return cut(case, self.within(case, low), self.patch)
+
+    def within(self, case: Prepared, low: NDArray[np.integer]) -> list[int]:
+        """Where the patch begins that is cut for `low`."""
         room = np.array(case.label.shape) - np.array(self.patch)
-        within = np.clip(low, np.minimum(0, room), np.maximum(0, room))
-        return cut(case, [int(value) for value in within], self.patch)
+        return [int(value) for value in np.clip(low, np.minimum(0, room), np.maximum(0, room))]
+
+    def _places(self, case: Prepared, low: Sequence[int], random: np.random.Generator) -> NDArray[np.float32]:
+        """Where the patch is (3 d h w), in a frame that is a little off, as scans of others will be."""
+        shift, stretch = random.normal(0.0, MISPLACED, (2, 3, 1, 1, 1))
+        told = positions(case.label.shape, low, self.patch) * (1 + stretch) + shift
+        return np.asarray(told, np.float32)
 
 
 def cut(
