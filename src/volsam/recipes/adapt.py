@@ -65,7 +65,7 @@ class AdaptConfig(AdaptedConfig, frozen=True):
 
     learning_rate: PositiveFloat = 2e-3
     pretrained_rate: NonNegativeFloat = 0.5
-    augment: Strength = "strong"
+    augment: Strength | Literal["auto"] = "auto"
     placed: bool = True
     """Whether the network is told where every voxel lies in the volume; false for scans that begin just anywhere."""
 
@@ -128,7 +128,7 @@ def items(
     cases: Sequence[Prepared], plan: Plan, config: AdaptConfig, network: nn.Module, device: str, show: Show
 ) -> Items:
     """Cubes, each shown as volsam-s sees a region."""
-    augment = augment_of(plan, config)
+    augment = augment_of(cases, plan, config)
     return Patches(cases, plan.patch, augment, config.seed, by_region=True, placed=config.placed)
 
 
@@ -188,7 +188,7 @@ def objects(
     cases: Sequence[Prepared], plan: Plan, config: AdaptClicksConfig, network: nn.Module, device: str, show: Show
 ) -> Items:
     """Cubes around one object each, shown as volsam-s sees a region."""
-    return Patches(cases, plan.patch, augment_of(plan, config), config.seed, by_region=True, one_object=True)
+    return Patches(cases, plan.patch, augment_of(cases, plan, config), config.seed, by_region=True, one_object=True)
 
 
 def click_model(network: nn.Module, plan: Plan, config: AdaptClicksConfig, name: str, device: str) -> DensePromptModel:

@@ -20,6 +20,9 @@ from volsam.training.config import TrainConfig
 from volsam.training.items import Items
 from volsam.training.run import Plan
 
+# So many volumes are few: a network would learn them by heart, see benchmarks/adaptation/log.md.
+FEW = 3
+
 if TYPE_CHECKING:
     from volsam.inference.automatic import AutomaticModel
     from volsam.inference.session import Model
@@ -109,10 +112,13 @@ def plan_of(dataset: Dataset, preparation: Preparation, patch: tuple[int, int, i
     )
 
 
-def augment_of(plan: Plan, config: TrainConfig, *, slices: bool = False) -> Augment:
-    """What items of a plan may be changed to."""
+def augment_of(cases: Sequence[Prepared], plan: Plan, config: TrainConfig, *, slices: bool = False) -> Augment:
+    """What items of a plan, from some cases to learn from, may be changed to."""
     axes = (1, 2) if slices else (0, 1, 2)
-    return Augment(config.augment, axes if plan.flip else (), (0,) if slices else (0, 1, 2))
+    strength = config.augment
+    if strength == "auto":
+        strength = "strong" if len(cases) <= FEW else "full"
+    return Augment(strength, axes if plan.flip else (), (0,) if slices else (0, 1, 2))
 
 
 def cache_folder() -> Path:

@@ -49,9 +49,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """As Lightning Fabric calls them; mixed precision pays on a GPU, and half precision needs a scale of its own."""
     recompute: bool = False
     """Whether blocks of the encoder are computed again on the way back and not kept: less memory, a third more time."""
-    augment: Strength = "full"
+    augment: Strength | Literal["auto"] = "full"
     """light: flips alone; full: turns, zooms, noise, blur, brightness and contrast as well; strong: more of all, bent
-    space, changed histograms, uneven fields and lower resolution, for very few volumes."""
+    space, changed histograms, uneven fields and lower resolution; auto: strong for up to three volumes, else full."""
     flip: bool | None = None
     """Whether mirror images may be shown; None: unless a label's name says left or right."""
     validate_every: PositiveFloat = 0.2
