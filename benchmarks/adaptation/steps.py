@@ -1,11 +1,11 @@
 """What does a step of each method take here? Seconds and memory of one process each, on one thread.
 
     python benchmarks/adaptation/steps.py --dataset ../shared/data/hippocampus
-    volsam bench --suite train --models sam-med3d,fastsam3d --rounds 3 --threads 1 > benchmarks/originals/train.txt
+    volsam bench --suite train --models sam-med3d,fastsam3d --rounds 3 --threads 1
 
 The first makes every method ready on a dataset, with its own settings, and makes two steps, of which the second counts;
-it is for a machine on which nothing else runs. The second sets our networks beside the published ones, at the size of
-the papers, where there is something to compare with.
+it is for a machine on which nothing else runs. What is in steps.json already is not done again. The second sets our
+networks beside the published ones, at the size of the papers, where there is something to compare with.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ def main() -> None:
         return
     from volsam.recipes.method import load_methods
 
-    rows = []
+    path = options.output / "steps.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
     for method in load_methods():
-        if method in LEFT_OUT:
+        if method in LEFT_OUT or any(row["method"] == method for row in rows):
             continue
         line = [sys.executable, __file__, "--dataset", options.dataset, "--one", method]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -48,7 +49,7 @@ def main() -> None:
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(json.dumps(rows[-1]), flush=True)
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "steps.json").write_text(json.dumps(rows, indent=1) + "\n")
+        path.write_text(json.dumps(rows, indent=1) + "\n")
         (options.output / "steps.md").write_text(table(rows, options.dataset.name))
 
 
@@ -87,7 +88,7 @@ def table(rows: list[dict[str, Any]], dataset: str) -> str:
         "",
         f"Made by `benchmarks/adaptation/steps.py` on {dataset}, each method with its own settings: the second of two "
         "steps, and the peak of the process, what AdamW keeps included. Inputs differ, so rows do not rank methods. "
-        "Beside the published code, at the size of the papers: `benchmarks/originals/train.txt`.",
+        "Beside the published code, at the size of the papers: `benchmarks/originals/results.md`.",
         "",
         f"Machine: {platform.machine()}, {platform.system()}, Python {platform.python_version()}, torch "
         f"{torch.__version__}, one thread.",

@@ -80,7 +80,8 @@ def main() -> None:
     reports = [options.work / f"{name}-report" / "results.json" for name in ("distilled", "alone", "teacher")]
     volsam(["evaluate", "--compare", *reports, "-o", options.work / "compared"])
     tested = paired(options.work / "compared" / "comparison.json")
-    (options.output / "results.md").write_text(table(rows) + tested + by_clicks(reports[0], reports[1]))
+    parts = [table(rows), tested, by_clicks(reports[0], reports[1]), by_origin(list(commands), options.work)]
+    (options.output / "results.md").write_text("".join(parts))
 
 
 def assemble(folder: Path, data: Path, invented: dict[str, int], work: Path) -> None:
@@ -147,6 +148,21 @@ def by_clicks(ours: Path, other: Path) -> str:
     apart = np.array([one[case] - two[case] for case in sorted(one)])
     lines.append("| mean difference | " + " | ".join(f"{value:+.3f}" for value in apart.mean(axis=0)) + " |")
     lines.append(f"| better, of {len(apart)} cases | " + " | ".join(map(str, (apart > 0).sum(axis=0))) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def by_origin(names: list[str], work: Path) -> str:
+    """Mean Dice after the first and the last click, by where the objects come from."""
+    found = {name: json.loads((work / f"{name}-report" / "results.json").read_text())["rows"] for name in names}
+    origins = list(dict.fromkeys(row["object"].split(":")[0] for row in found[names[0]]))
+    lines = ["", f"By origin, after one click and after {max(SHOWN)}:", ""]
+    lines += ["| | objects | " + " | ".join(names) + " |", "| --- " * (len(names) + 2) + "|"]
+    for origin in origins:
+        cells = []
+        for name in names:
+            dice = [row["scores"]["dice"] for row in found[name] if row["object"].startswith(f"{origin}:")]
+            cells.append(f"{mean(values[0] for values in dice):.3f}, {mean(values[-1] for values in dice):.3f}")
+        lines.append(f"| {origin} | {len(dice)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
