@@ -25,11 +25,11 @@ def test_places_say_nothing_before_they_are_learnt() -> None:
 def test_what_looks_alike_is_told_apart_by_its_place() -> None:
     """Of an image that is the same everywhere, one half is one class."""
     network = a_network(placed=True)
-    image = torch.zeros(1, 3, 32, 16, 16)
-    places = torch.from_numpy(positions((32, 16, 16), (0, 0, 0), (32, 16, 16)))[None]
+    image = torch.zeros(1, 3, 16, 16, 16)
+    places = torch.from_numpy(positions((16, 16, 16), (0, 0, 0), (16, 16, 16)))[None]
     label = (places[:, 0] > 0).long()
     optimiser = torch.optim.AdamW(network.place.parameters() if network.place is not None else [], lr=1e-2)
-    for _ in range(60):
+    for _ in range(40):
         loss = torch.nn.functional.cross_entropy(network(torch.cat([image, places], dim=1)), label)
         optimiser.zero_grad()
         loss.backward()
