@@ -29,7 +29,7 @@ from volsam.data.dataset import read_dataset
 from volsam.models.features import Features, Prediction
 from volsam.models.segmenter import enlarge
 from volsam.models.visual_sampler import VisualSampler
-from volsam.recipes import runs
+from volsam.recipes import runs, trained
 from volsam.recipes.method import Weights, load_methods, methods
 from volsam.recipes.sam_adapter_3d import SamAdapter3D
 from volsam.recipes.volume_methods import ClickConfig, clicked
@@ -130,7 +130,7 @@ def tuned(options: argparse.Namespace, name: str, draw: int) -> list[dict[str, A
     if done.returncode:
         return [{"failed": done.stderr.strip().splitlines()[-1]}]
     record = json.loads((folder / "run.json").read_text())
-    _, network, _ = runs.load_network(folder)
+    _, network, _ = trained.load_network(folder)
     inside = sum(weight.numel() for key, weight in network.named_parameters() if _tuned_in_encoder(key, weight))
     return [
         {

@@ -295,7 +295,7 @@ def a_trained_model(a_model, a_run: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     from types import SimpleNamespace
 
     record = SimpleNamespace(**json.loads((a_run / "record.json").read_text()))
-    monkeypatch.setattr("volsam.recipes.runs.is_run", lambda path: Path(path) == a_run)
+    monkeypatch.setattr("volsam.recipes.trained.is_run", lambda path: Path(path) == a_run)
     monkeypatch.setattr("volsam.training.run.RunFolder.record", lambda self: record)
     return a_run
 

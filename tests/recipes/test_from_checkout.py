@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from volsam.cli import app
 from volsam.errors import BadFile, BadInput
-from volsam.recipes import runs
+from volsam.recipes import runs, trained
 from volsam.recipes.from_checkout import PRESETS, TRUSTED, Answer, CheckoutConfig, complete
 
 from ..training.conftest import make_dataset
@@ -133,7 +133,7 @@ def test_a_stored_run_executes_no_code_until_the_user_says_so(a_dataset, a_check
         assert len(output.strip().splitlines()) == 1
     assert times_imported(a_checkout) == before
     monkeypatch.setenv(TRUSTED, str(a_checkout))
-    runs.load_run(tmp_path / "run", "cpu")
+    trained.load_run(tmp_path / "run", "cpu")
     assert times_imported(a_checkout) == before + 1
 
 
@@ -142,16 +142,16 @@ def test_a_checkout_may_move_but_not_go_or_change(a_dataset, a_checkout, tmp_pat
     forget("toynet")
     moved = a_checkout.rename(tmp_path / "elsewhere")
     with pytest.raises(BadInput, match=r"checkout, which is not there any more, and loading it runs"):
-        runs.load_run(tmp_path / "run", "cpu")
+        trained.load_run(tmp_path / "run", "cpu")
     monkeypatch.setenv(TRUSTED, str(a_checkout))
     with pytest.raises(BadFile, match=r"there is no checkout at .*bring it back"):
-        runs.load_run(tmp_path / "run", "cpu")
+        trained.load_run(tmp_path / "run", "cpu")
     monkeypatch.setenv(TRUSTED, str(moved))
-    runs.load_run(tmp_path / "run", "cpu")
+    trained.load_run(tmp_path / "run", "cpu")
     with (moved / "toynet/network.py").open("a") as file:
         file.write("# changed\n")
     with pytest.raises(BadFile, match="is not what it was when this run was trained"):
-        runs.load_run(tmp_path / "run", "cpu")
+        trained.load_run(tmp_path / "run", "cpu")
 
 
 def test_of_several_outputs_the_wanted_one_is_learnt_from(a_dataset, a_checkout, tmp_path):

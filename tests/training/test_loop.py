@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torch.utils.data import default_collate
 
 from volsam.errors import BadFile, BadInput
-from volsam.recipes import runs
+from volsam.recipes import runs, trained
 from volsam.recipes.method import load_methods
 from volsam.training.config import TrainConfig, configured
 from volsam.training.items import Numbers
@@ -149,10 +149,10 @@ def test_a_damaged_run_is_told_in_one_line(a_dataset, tmp_path):
     run(a_dataset, tmp_path / "run", max_steps=1)
     (tmp_path / "run/best.safetensors").write_bytes(b"nothing")
     with pytest.raises(BadFile, match=r"best\.safetensors cannot be read"):
-        runs.load_run(tmp_path / "run", "cpu")
+        trained.load_run(tmp_path / "run", "cpu")
     (tmp_path / "run/run.json").write_text("{}")
     with pytest.raises(BadFile, match="does not say what a run must say"):
-        runs.load_run(tmp_path / "run", "cpu")
+        trained.load_run(tmp_path / "run", "cpu")
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(a_dataset, tmp_path):

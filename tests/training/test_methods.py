@@ -18,6 +18,7 @@ from volsam.prompts import Click
 from volsam.recipes import runs
 from volsam.recipes.importing import load, load_automatic
 from volsam.recipes.method import augment_of, load_methods
+from volsam.recipes.trained import load_run
 from volsam.training.config import TrainConfig, configured
 from volsam.training.contrast import contrast
 from volsam.training.run import Plan
@@ -183,7 +184,7 @@ def test_blocks_can_be_computed_again_where_there_are_blocks(a_dataset, tmp_path
 
 def test_volsam_s_learns_the_shapes_of_a_dataset(a_dataset, tmp_path):
     job, _ = trained("adapt", a_dataset, tmp_path / "run", None, max_steps=40, learning_rate=5e-3)
-    model = runs.load_run(tmp_path / "run", "cpu")
+    model = load_run(tmp_path / "run", "cpu")
     scores = [runs.score(model, case, job.plan) for case in a_dataset.cases]
     assert np.mean(scores) > 0.5
 
@@ -220,7 +221,7 @@ def test_weights_that_have_changed_since_the_run_are_refused(a_dataset, tmp_path
     other = {name: 2 * tensor for name, tensor in a_tiny_sam().items()}
     save_file({name: tensor.contiguous() for name, tensor in other.items()}, a_sam)
     with pytest.raises(Exception, match="have changed since"):
-        runs.load_run(tmp_path / "run", "cpu")
+        load_run(tmp_path / "run", "cpu")
 
 
 # --- datasets that will not do ---------------------------------------------------------------------------------------
@@ -232,7 +233,7 @@ def test_one_case_is_learnt_from_without_validation(tmp_path):
     assert (fold.train, fold.val, fold.test) == (("case0",), (), ())
     job = runs.start("unet", dataset, tmp_path / "run", settings={**TINY, "edge": 32, "width": 4}, fold=fold)
     assert runs.train(job).best is None
-    runs.load_run(tmp_path / "run", "cpu")
+    load_run(tmp_path / "run", "cpu")
 
 
 def test_a_dataset_without_any_object_is_refused(tmp_path):

@@ -28,7 +28,7 @@ class Learnt:
 
 def learnt_by(model: str) -> Learnt | None:
     """What a model has seen, if it is the folder of a run."""
-    from volsam.recipes.runs import is_run
+    from volsam.recipes.trained import is_run
 
     if not is_run(model):
         return None

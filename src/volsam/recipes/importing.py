@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from volsam.errors import BadFile, BadInput, NotSupported
-from volsam.recipes import ma_sam, runs, store, volsam_s
+from volsam.recipes import ma_sam, store, trained, volsam_s
 from volsam.recipes.checkpoint import Checkpoint, filled, read_checkpoint, require_finite, sizes_fit
 from volsam.recipes.engine import no_engine, prepared
 from volsam.recipes.family import Described, Family, family_of, load_families
@@ -177,13 +177,13 @@ def load(name_or_path: str, device: str, engine: str | None = None) -> Model:
     """A stored model, a file of weights that is used without being stored, or the folder of a training run, behind the
     interface of a session.
     """
-    if runs.is_run(name_or_path):
+    if trained.is_run(name_or_path):
         if engine == "openvino":
             raise no_engine(name_or_path)
-        trained = runs.load_run(name_or_path, device)
-        if runs.is_automatic(trained):
+        model = trained.load_run(name_or_path, device)
+        if trained.is_automatic(model):
             raise NotSupported(f"{name_or_path} was trained to be automatic and takes no clicks: use `volsam predict`")
-        return cast("Model", trained)
+        return cast("Model", model)
     found = _found(name_or_path)
     if isinstance(found, Checkpoint):
         if engine == "openvino":
@@ -195,9 +195,9 @@ def load(name_or_path: str, device: str, engine: str | None = None) -> Model:
 
 def load_automatic(name_or_path: str, device: str) -> AutomaticModel | None:
     """The same of a model without prompts; None if it takes prompts."""
-    if runs.is_run(name_or_path):
-        trained = runs.load_run(name_or_path, device)
-        return trained if runs.is_automatic(trained) else None
+    if trained.is_run(name_or_path):
+        model = trained.load_run(name_or_path, device)
+        return model if trained.is_automatic(model) else None
     found = _found(name_or_path)
     if isinstance(found, Checkpoint):
         return None

@@ -1,4 +1,4 @@
-"""From a dataset to a trained model: choose cases, prepare them, train, validate; and back from a run's folder."""
+"""From a dataset to a trained model: choose cases, prepare them, train, validate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -22,17 +22,17 @@ from volsam.data.dataset import FOLDERS, Case, Dataset, read_image, read_label
 from volsam.data.preparation import Prepared, fingerprint, prepare
 from volsam.data.splits import NAME as SPLITS
 from volsam.data.splits import Fold, make_folds, read_splits, write_splits
-from volsam.errors import BadFile, BadInput
+from volsam.errors import BadInput
 from volsam.evaluation.metrics import dice
 from volsam.models.encoder import Encoder
-from volsam.recipes.method import Method, Weights, cache_folder, load_methods
+from volsam.recipes.method import Method, cache_folder, load_methods
+from volsam.recipes.trained import initial, is_automatic
 from volsam.training.config import TrainConfig, configured
 from volsam.training.items import Items
 from volsam.training.loop import Progress, State, fit
-from volsam.training.run import BEST, LAST, Init, Plan, Record, RunFolder, counts
+from volsam.training.run import Plan, Record, RunFolder, counts
 
 if TYPE_CHECKING:
-    from volsam.inference.automatic import AutomaticModel
     from volsam.inference.session import Model
     from volsam.recipes.method import Trained
 
@@ -136,7 +136,7 @@ def start(
     progress: Callable[[Sequence[Any], str], Iterable[Any]] = lambda items, _: items,
 ) -> Job:
     """A run made ready: cases prepared, network built, its folder begun. The same call goes on with a stopped run."""
-    method = _method(name)
+    method = load_methods()[name]
     config = configured(method.config, method.complete(settings, init))
     known = {case.name: case for case in dataset.cases}
     missing = [case for case in (*fold.train, *fold.val) if case not in known]
@@ -306,10 +306,6 @@ def _require_objects(cases: Sequence[Prepared], plan: Plan, dataset: Dataset) ->
         )
 
 
-def _method(name: str) -> Method:
-    return load_methods()[name]
-
-
 def _volsam() -> str:
     return version("volsam")
 
@@ -318,68 +314,3 @@ def _peak() -> float:
     """Highest memory of this process so far, GB."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / (1e9 if sys.platform == "darwin" else 1e6)
-
-
-# --- weights to begin with, and trained ones -------------------------------------------------------------------------
-
-
-def initial(method: Method, named: str | None) -> tuple[Weights | None, Init]:
-    """The weights that a run begins with: of a name, or of a file; None where a method begins from nothing."""
-    wanted = method.init if named is None else named
-    if wanted in ("", "none"):
-        return None, Init(name="", licence="trained on the dataset alone")
-    from safetensors.torch import load_file
-
-    from volsam.recipes import store
-    from volsam.recipes.checkpoint import read_checkpoint
-    from volsam.recipes.recipe import shipped
-
-    recipes = shipped()
-    if wanted in recipes and (weights := recipes[wanted].weights) is not None:
-        tensors = {name: tensor.float() for name, tensor in load_file(weights).items()}
-        return tensors, Init(name=wanted, sha256=store.checksum(weights), licence=recipes[wanted].licence)
-    if store.is_stored(wanted):
-        model = store.stored(wanted)
-        return load_file(model.weights), Init(name=wanted, sha256=model.card.sha256, licence=model.card.licence)
-    path = Path(wanted)
-    if is_run(path):
-        run = RunFolder(path)
-        file = path / (BEST if (path / BEST).is_file() else LAST)
-        name = str(path.resolve())
-        return load_file(file), Init(name=name, sha256=store.checksum(file), licence=run.record().licence)
-    if not path.is_file():
-        raise store.unknown(wanted) if not path.suffix else BadFile(f"--init {wanted}: there is no such file")
-    found = read_checkpoint(path)
-    return found.tensors, Init(name=str(path.resolve()), sha256=found.sha256, licence="as of the weights it began with")
-
-
-def is_run(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is the folder of a training run."""
-    return RunFolder(Path(path)).begun
-
-
-def is_automatic(model: Trained) -> TypeGuard[AutomaticModel]:
-    """Whether a model labels volumes by itself."""
-    return hasattr(model, "segment")
-
-
-def load_run(path: str | os.PathLike[str], device: str) -> Trained:
-    """The model of a run, by its best weights."""
-    method, network, record = load_network(path)
-    config = method.config.model_validate(dict(record.config))
-    found: Trained = method.model(network, record.plan, config, Path(path).resolve().name, device)
-    return found
-
-
-def load_network(path: str | os.PathLike[str]) -> tuple[Method, nn.Module, Record]:
-    """The network of a run with its best weights, how it was trained, and what is known of it."""
-    record = RunFolder(Path(path)).record()
-    method = _method(record.method)
-    run = RunFolder(Path(path), method.keeps)
-    config = method.recalled(method.config.model_validate(dict(record.config)))
-    weights, began = initial(method, record.init.name)
-    if began.sha256 != record.init.sha256:
-        raise BadFile(f"{path} began with {record.init.name}, and these weights have changed since: bring them back")
-    network = method.network(record.plan, config, weights)
-    run.load(network)
-    return method, network.eval(), record

@@ -69,7 +69,7 @@ class Trainer:
     def model(self) -> AutomaticModel:
         """The newest model, loaded; 404 if nothing was trained yet."""
         from volsam.recipes.recipe import choose_device
-        from volsam.recipes.runs import is_automatic, load_run
+        from volsam.recipes.trained import is_automatic, load_run
 
         folder = self.newest()
         if folder is None:
