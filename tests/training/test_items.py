@@ -69,6 +69,10 @@ def test_the_rectangle_of_nothing_is_everything() -> None:
 class PlacesAlone(Augment):
     """Leaves values as they are."""
 
+    def brightness(self, image: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
+        """The same."""
+        return image
+
     def values(self, image: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
         """The same."""
         return image
@@ -99,3 +103,16 @@ def test_strong_changes_keep_labels_and_stay_finite(a_case: Prepared) -> None:
         assert torch.isfinite(item["image"]).all()
         labels |= set(item["label"].unique().tolist())
     assert labels == {0, 1, 2}
+
+
+def test_brightness_wanders_smoothly_where_changes_are_strong() -> None:
+    dark = np.zeros((2, 24, 32, 40), np.float32)
+    random = np.random.default_rng(5)
+    fields = [Augment("strong").brightness(dark, random) for _ in range(20)]
+    changed = [field for field in fields if field.any()]
+    assert 10 < len(changed) < 20
+    for field in changed:
+        assert field.shape == dark.shape
+        np.testing.assert_array_equal(field[0], field[1])  # all channels of a scan alike
+        assert np.ptp(field) > 4 * np.abs(np.diff(field, axis=1)).max() > 0
+    assert not Augment("full").brightness(dark, random).any()

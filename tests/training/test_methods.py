@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 
 from volsam.data.dataset import read_image, read_label
-from volsam.data.preparation import Preparation, Prepared
 from volsam.errors import BadInput
 from volsam.evaluation.placement import box_around
 from volsam.inference.session import Session
@@ -17,11 +16,10 @@ from volsam.models.segmenter import enlarge
 from volsam.prompts import Click
 from volsam.recipes import runs
 from volsam.recipes.importing import load, load_automatic
-from volsam.recipes.method import augment_of, load_methods
+from volsam.recipes.method import load_methods
 from volsam.recipes.trained import load_run
-from volsam.training.config import TrainConfig, configured
+from volsam.training.config import configured
 from volsam.training.contrast import contrast
-from volsam.training.run import Plan
 
 from ..recipes.sams import a_tiny_sam
 from .conftest import TINY, make_dataset
@@ -282,10 +280,17 @@ def test_cases_are_dealt_out_without_overlap(tmp_path):
     ("augment", "cases", "strength"), [("auto", 3, "strong"), ("auto", 4, "full"), ("light", 1, "light")]
 )
 def test_few_volumes_are_changed_more(augment: str, cases: int, strength: str) -> None:
-    plan = Plan(
-        labels=("background", "ball"), values=(0, 1), channels=1, preparation=Preparation(), patch=(8, 8, 8), flip=True
-    )
-    label = np.zeros((4, 4, 4), np.uint8)
-    few = [Prepared(f"case {index}", label[None].astype(np.float16), label, ()) for index in range(cases)]
-    config = configured(TrainConfig, {"augment": augment})
-    assert augment_of(few, plan, config).strength == strength
+    for method in load_methods():
+        config = configured(load_methods()[method].config, {"augment": augment})
+        assert load_methods()[method].settled(config, cases).augment == strength
+
+
+def test_of_few_volumes_volsam_s_learns_little_and_sees_them_whole() -> None:
+    adapt = load_methods()["adapt"]
+    asked = configured(adapt.config, {})
+    few, many = adapt.settled(asked, 3), adapt.settled(asked, 4)
+    assert (few.tune, many.tune) == ("adapters", "all")
+    assert few.voxels < many.voxels
+    assert few.edge > many.edge
+    mine = configured(adapt.config, {"tune": "decoder", "voxels": 1000, "edge": 32})
+    assert {getattr(adapt.settled(mine, 1), name) for name in ("tune", "voxels", "edge")} == {"decoder", 1000, 32}

@@ -7,7 +7,7 @@ learn, or the decoder, or that and small adapters behind each level of the encod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
@@ -18,7 +18,7 @@ from volsam.data.dataset import Case, Dataset
 from volsam.data.preparation import Preparation, Prepared, patch_of, spacing_of
 from volsam.models.dense_classes import DenseClassNet
 from volsam.models.dense_prompt import DensePromptNet
-from volsam.recipes.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
+from volsam.recipes.method import FEW, Method, Show, Weights, all_alike, augment_of, augmented, methods, plan_of
 from volsam.recipes.recipe import EMBEDDED
 from volsam.training.augment import Strength
 from volsam.training.config import TrainConfig
@@ -50,14 +50,19 @@ class AdaptedConfig(TrainConfig, frozen=True):
 
     max_steps: PositiveInt = 400
     average: float = 0.98
-    tune: Literal["adapters", "decoder", "all"] = "all"
-    """adapters: those, the decoder and the head; decoder: without adapters; all: every weight."""
-    edge: PositiveInt = 64
-    """Most voxels of what is looked at along each axis, a multiple of 16."""
-    voxels: PositiveInt = 80**3
-    """A volume is seen so coarsely that it holds about so many voxels."""
+    tune: Literal["adapters", "decoder", "all", "auto"] = "all"
+    """adapters: those, the decoder and the head; decoder: without adapters; all: every weight; auto: adapters for up to
+    three volumes, else all."""
+    edge: PositiveInt | Literal["auto"] = 64
+    """Most voxels of what is looked at along each axis, a multiple of 16; auto: 96 for up to three volumes, else 64."""
+    voxels: PositiveInt | Literal["auto"] = 80**3
+    """A volume is seen so coarsely that it holds about so many voxels; auto: 52³ for up to three volumes, which are
+    then seen whole, else 80³."""
     spacing: tuple[float, float, float] | None = None
     """Voxel size in mm in which volumes are seen; None: as `voxels` says."""
+
+
+Adapted = TypeVar("Adapted", bound=AdaptedConfig)
 
 
 class AdaptConfig(AdaptedConfig, frozen=True):
@@ -66,6 +71,9 @@ class AdaptConfig(AdaptedConfig, frozen=True):
     learning_rate: PositiveFloat = 2e-3
     pretrained_rate: NonNegativeFloat = 0.5
     augment: Strength | Literal["auto"] = "auto"
+    tune: Literal["adapters", "decoder", "all", "auto"] = "auto"
+    edge: PositiveInt | Literal["auto"] = "auto"
+    voxels: PositiveInt | Literal["auto"] = "auto"
     placed: bool = True
     """Whether the network is told where every voxel lies in the volume; false for scans that begin just anywhere."""
 
@@ -78,8 +86,21 @@ class AdaptClicksConfig(AdaptedConfig, frozen=True):
     """Part of the schedule in which simulated conversations are short."""
 
 
+FOR_FEW: dict[str, Any] = {"tune": "adapters", "edge": 96, "voxels": 52**3}
+FOR_MANY: dict[str, Any] = {"tune": "all", "edge": 64, "voxels": 80**3}
+
+
+def settled(config: Adapted, cases: int) -> Adapted:
+    """Settings that suit so many training cases: of few, the network is not to learn more than it must."""
+    suited = FOR_FEW if cases <= FEW else FOR_MANY
+    wanted = {name: value for name, value in suited.items() if getattr(config, name) == "auto"}
+    return augmented(config.model_copy(update=wanted), cases)
+
+
 def plan(dataset: Dataset, cases: Sequence[Case], config: AdaptedConfig) -> Plan:
     """Volumes as coarse as the settings say."""
+    assert config.edge != "auto"
+    assert config.voxels != "auto"
     spacing = config.spacing or spacing_of(cases, "RAS", config.voxels)
     preparation = Preparation(spacing=spacing, scaling="unclipped")
     return plan_of(dataset, preparation, patch_of(cases, "RAS", spacing, config.edge, 16), config)
@@ -128,7 +149,7 @@ def items(
     cases: Sequence[Prepared], plan: Plan, config: AdaptConfig, network: nn.Module, device: str, show: Show
 ) -> Items:
     """Cubes, each shown as volsam-s sees a region."""
-    augment = augment_of(cases, plan, config)
+    augment = augment_of(plan, config)
     return Patches(cases, plan.patch, augment, config.seed, by_region=True, placed=config.placed)
 
 
@@ -164,6 +185,7 @@ methods.add(
         items=items,
         model=model,
         groups=groups,
+        settled=settled,
     ),
 )
 
@@ -188,7 +210,7 @@ def objects(
     cases: Sequence[Prepared], plan: Plan, config: AdaptClicksConfig, network: nn.Module, device: str, show: Show
 ) -> Items:
     """Cubes around one object each, shown as volsam-s sees a region."""
-    return Patches(cases, plan.patch, augment_of(cases, plan, config), config.seed, by_region=True, one_object=True)
+    return Patches(cases, plan.patch, augment_of(plan, config), config.seed, by_region=True, one_object=True)
 
 
 def click_model(network: nn.Module, plan: Plan, config: AdaptClicksConfig, name: str, device: str) -> DensePromptModel:
@@ -213,5 +235,6 @@ methods.add(
         items=objects,
         model=click_model,
         groups=all_alike,
+        settled=settled,
     ),
 )

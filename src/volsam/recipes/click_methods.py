@@ -148,7 +148,7 @@ def items(
 ) -> Items:
     """Cubes around one object each."""
     first = [Prepared(case.name, case.image[:1], case.label, case.places) for case in cases]
-    return Patches(first, plan.patch, augment_of(cases, plan, config), config.seed, one_object=True)
+    return Patches(first, plan.patch, augment_of(plan, config), config.seed, one_object=True)
 
 
 def groups(network: nn.Module, config: ClicksConfig) -> list[tuple[list[nn.Parameter], float]]:

@@ -16,7 +16,7 @@ from volsam.data.dataset import Case, Dataset
 from volsam.data.preparation import Preparation, Prepared
 from volsam.registry import Registry
 from volsam.training.augment import Augment
-from volsam.training.config import TrainConfig
+from volsam.training.config import Config, TrainConfig
 from volsam.training.items import Items
 from volsam.training.run import Plan
 
@@ -33,6 +33,13 @@ Weights: TypeAlias = Mapping[str, Tensor]
 Show: TypeAlias = Callable[[Sequence[int]], Iterable[int]]
 
 
+def augmented(config: Config, cases: int) -> Config:
+    """Settings whose augmentation suits so many training cases."""
+    if config.augment != "auto":
+        return config
+    return config.model_copy(update={"augment": "strong" if cases <= FEW else "full"})
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to train.
@@ -43,8 +50,9 @@ class Method:
     method has it, from the plan, the settings and the weights to begin with; task: what is learnt from a batch;
     items: what the network is shown; groups: which weights learn, and at which part of the rate; model: the trained
     network behind the interface of `volsam predict` or of a session; complete: settings with what the weights to begin
-    with add to them; begin: what else a new run takes over before its first step; recalled: settings of a stored run,
-    before its network is built again, which a method may refuse;
+    with add to them; settled: settings, none of them `auto`, for so many training cases; begin: what else a new run
+    takes over before its first step; recalled: settings of a stored run, before its network is built again, which a
+    method may refuse;
     keeps: a pattern of names of weights that are drawn anew and do not learn, so that they must be stored all the same.
     """
 
@@ -60,6 +68,7 @@ class Method:
     model: Callable[[nn.Module, Plan, Any, str, str], Any]
     groups: Callable[[nn.Module, Any], list[tuple[list[nn.Parameter], float]]]
     complete: Callable[[Mapping[str, Any], str | None], dict[str, Any]] = lambda given, init: dict(given)
+    settled: Callable[[Any, int], Any] = augmented
     begin: Callable[[nn.Module, Any], None] = lambda network, config: None
     recalled: Callable[[Any], Any] = lambda config: config
     keeps: str = ""
@@ -112,13 +121,11 @@ def plan_of(dataset: Dataset, preparation: Preparation, patch: tuple[int, int, i
     )
 
 
-def augment_of(cases: Sequence[Prepared], plan: Plan, config: TrainConfig, *, slices: bool = False) -> Augment:
-    """What items of a plan, from some cases to learn from, may be changed to."""
+def augment_of(plan: Plan, config: TrainConfig, *, slices: bool = False) -> Augment:
+    """What items of a plan may be changed to, by settings that are settled."""
+    assert config.augment != "auto"
     axes = (1, 2) if slices else (0, 1, 2)
-    strength = config.augment
-    if strength == "auto":
-        strength = "strong" if len(cases) <= FEW else "full"
-    return Augment(strength, axes if plan.flip else (), (0,) if slices else (0, 1, 2))
+    return Augment(config.augment, axes if plan.flip else (), (0,) if slices else (0, 1, 2))
 
 
 def cache_folder() -> Path:

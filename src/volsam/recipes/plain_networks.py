@@ -50,7 +50,7 @@ def items(
     cases: Sequence[Prepared], plan: Plan, config: PlainConfig, network: nn.Module, device: str, show: Show
 ) -> Items:
     """Cubes of the volume."""
-    return Patches(cases, plan.patch, augment_of(cases, plan, config), config.seed)
+    return Patches(cases, plan.patch, augment_of(plan, config), config.seed)
 
 
 def task(network: nn.Module, plan: Plan, config: PlainConfig) -> nn.Module:
@@ -223,7 +223,7 @@ def views(
     cases: Sequence[Prepared], plan: Plan, config: ContrastConfig, network: nn.Module, device: str, show: Show
 ) -> Items:
     """Two views of every patch."""
-    return Views(cases, plan.patch, augment_of(cases, plan, config), config.seed)
+    return Views(cases, plan.patch, augment_of(plan, config), config.seed)
 
 
 methods.add(

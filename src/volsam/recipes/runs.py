@@ -137,7 +137,7 @@ def start(
 ) -> Job:
     """A run made ready: cases prepared, network built, its folder begun. The same call goes on with a stopped run."""
     method = load_methods()[name]
-    config = configured(method.config, method.complete(settings, init))
+    config = method.settled(configured(method.config, method.complete(settings, init)), len(fold.train))
     known = {case.name: case for case in dataset.cases}
     missing = [case for case in (*fold.train, *fold.val) if case not in known]
     if missing:

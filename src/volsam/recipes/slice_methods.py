@@ -87,7 +87,7 @@ def plan(dataset: Dataset, cases: Sequence[Case], config: SliceConfig) -> Plan:
 def stacks(cases: Sequence[Prepared], plan: Plan, config: SliceConfig) -> Stacks:
     """Slices, or stacks of them, drawn anew for every step."""
     slices, edge, _ = plan.patch
-    return Stacks(cases, slices, edge, augment_of(cases, plan, config, slices=True), config.seed)
+    return Stacks(cases, slices, edge, augment_of(plan, config, slices=True), config.seed)
 
 
 def model(network: nn.Module, plan: Plan, config: SliceConfig, name: str, device: str) -> StackModel:
@@ -197,7 +197,7 @@ def in_boxes(
 ) -> Items:
     """Stacks of slices, each about one object and with the rectangle of its 3D box."""
     slices, edge, _ = plan.patch
-    return Stacks(cases, slices, edge, augment_of(cases, plan, config, slices=True), config.seed, boxed=True)
+    return Stacks(cases, slices, edge, augment_of(plan, config, slices=True), config.seed, boxed=True)
 
 
 def box_model(network: nn.Module, plan: Plan, config: MaSamConfig, name: str, device: str) -> BoxStackModel:

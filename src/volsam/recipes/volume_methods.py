@@ -91,7 +91,7 @@ def items(
     show: Show,
 ) -> Items:
     """Crops of the first channel."""
-    return Patches(_first_channel(cases), plan.patch, augment_of(cases, plan, config), config.seed, points=points)
+    return Patches(_first_channel(cases), plan.patch, augment_of(plan, config), config.seed, points=points)
 
 
 def _first_channel(cases: Sequence[Prepared]) -> list[Prepared]:

@@ -9,8 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 Strength = Literal["none", "light", "full", "strong"]
+
+# How often strong changes let the brightness wander over an item, by how much at most, in standard deviations of the
+# volume, and at how many places along each axis that is drawn.
+WANDERS, BY, CELLS = 0.8, 0.7, (3, 7)
 
 
 class Augment:
@@ -53,6 +58,17 @@ class Augment:
             image, label = np.flip(image, tuple(axis + 1 for axis in axes)), np.flip(label, tuple(axes))
             known = np.flip(known, tuple(axes))
         return np.ascontiguousarray(image), np.ascontiguousarray(label), np.ascontiguousarray(known)
+
+    def brightness(self, image: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
+        """Brighter here and darker there, by a smooth field, so that how bright a thing is beside another tells less;
+        for an image (c d h w) before it is scaled to what the network sees.
+        """
+        if self.strength != "strong" or random.random() >= WANDERS:
+            return image
+        cells = random.integers(CELLS[0], CELLS[1] + 1, 3)
+        drawn = torch.from_numpy(random.normal(0.0, BY * random.random(), (1, 1, *cells)).astype(np.float32))
+        field = nn.functional.interpolate(drawn, size=image.shape[1:], mode="trilinear", align_corners=True)
+        return np.asarray(image + field[0].numpy(), np.float32)
 
     def values(self, image: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
         """Noise, blur, brightness and contrast of an image (c d h w)."""

@@ -104,6 +104,7 @@ class Patches(Items):
             outside = 0 if chosen is None else int(np.sum(case.label == chosen + 1) - np.sum(label))
         image, label, known = self.augment.places(image, label, known, random)
         image, told = image[:channels], image[channels:]
+        image = self.augment.brightness(image, random)
         if self.by_region:
             image = normalise(image[0], known)
         item = {
