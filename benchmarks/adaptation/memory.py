@@ -58,6 +58,8 @@ class Case:
         )
 
 
+MANY = 20
+"""Training cases, of which some methods let their settings depend."""
 VOLUME = {"edge": 256, "enlarged": 2}
 CASES = (
     Case("ma-sam", (5, 512, 512), 13, {"edge": 512}, "ViT-H"),
@@ -102,7 +104,7 @@ def main() -> None:
 def counted(case: Case) -> Iterator[tuple[str, Step]]:
     """A step in float32 and one in mixed precision."""
     method = load_methods()[case.method]
-    config = method.config(**case.settings)
+    config = method.settled(method.config(**case.settings), MANY)
     classes = range(case.classes)
     plan = Plan(
         labels=tuple(map(str, classes)),

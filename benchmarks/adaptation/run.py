@@ -24,12 +24,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from volsam.recipes.method import FEW
+
 HERE = Path(__file__).parent
 # A method: what is typed, and settings that fit small volumes on one thread.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "volsam-s, adapted": ("adapt", {}),
-    "volsam-s, adapted, no places, milder augmentation": ("adapt", {"placed": False, "augment": "full"}),
-    "volsam-s, adapters alone": ("adapt", {"tune": "adapters"}),
+    "volsam-s, adapted, no places, milder augmentation": (
+        "adapt",
+        {"placed": False, "augment": "full", "tune": "all", "edge": 64, "voxels": 80**3},
+    ),
     "AutoSAM on sam-mini": ("autosam", {"versions": 4}),
     "MA-SAM on sam-mini": ("ma-sam", {"batch_size": 1, "power": 0.9}),
     "3DSAM-adapter on sam-mini, automatic": ("3dsam-adapter-auto", {"edge": 32, "out": 64, "voxels": 32**3}),
@@ -39,8 +43,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """nnU-Net is run by benchmarks/peers/nnunet.py, in an environment of its own."""
 SIMCLR = "SimCLR"
-PACED = 0.15
+PACED = 0.5
 """Minutes of the run in which a pace is measured."""
+MORE = ", more than three"
+"""The settings of `adapt` depend on how many volumes there are; its second pace has this behind the method's name."""
 # Of some sets, how names tell patients, and what their volumes need.
 PATIENTS = {"acdc_cardiac": r"patient\d+"}
 
@@ -74,7 +80,7 @@ def carry_out(
     options.output.mkdir(parents=True, exist_ok=True)
     if options.pace:
         for name in options.sets.split(","):
-            for method in methods:
+            for method in [*methods, *(method + MORE for method in methods if _two_paces(method))]:
                 found = pace(options, name, method)
                 print(f"{name}: {method} makes {found} steps in a minute", flush=True)
                 paces = _paces(options.output)
@@ -95,11 +101,12 @@ def carry_out(
 
 def pace(options: argparse.Namespace, set: str, method: str) -> int:
     """Steps in a minute of processor time, from a short run."""
-    recipe, settings = ("simclr", {}) if method == SIMCLR else METHODS[method]
+    recipe, settings = ("simclr", {}) if method == SIMCLR else METHODS[method.removesuffix(MORE)]
     folder = options.work / f"{set}-pace"
     shutil.rmtree(folder, ignore_errors=True)
     given = {**settings, "minutes": PACED, "clock": "cpu", "max_steps": 10**6, "validate_every": 1.0}
-    words = ["train", recipe, options.data / set, "-o", folder, "--device", "cpu", "--train-cases", "2"]
+    words = ["train", recipe, options.data / set, "-o", folder, "--device", "cpu", "--train-cases"]
+    words += ["5" if method.endswith(MORE) else "2"]
     done = volsam([*words, *(word for key, value in given.items() for word in ("--set", f"{key}={value}"))])
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -111,7 +118,7 @@ def run(options: argparse.Namespace, set: str, method: str, size: str, draw: int
     recipe, settings = METHODS[method]
     folder = options.work / f"{set}-{method.replace(' ', '_')}-{size}-{draw}-{minutes:g}"
     shutil.rmtree(folder, ignore_errors=True)
-    given = {**settings, "max_steps": budget(options, set, method), "seed": draw, "validate_every": 1.0}
+    given = {**settings, "max_steps": budget(options, set, method, size), "seed": draw, "validate_every": 1.0}
     common = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
     common += ["--device", "cpu", *(["--patient", PATIENTS[set]] if set in PATIENTS else [])]
     words = ["train", recipe, options.data / set, "-o", folder, *common]
@@ -119,7 +126,7 @@ def run(options: argparse.Namespace, set: str, method: str, size: str, draw: int
     if method == "UNet after SimCLR":  # which learns before, once for all sizes, from all training images
         before = options.work / f"{set}-simclr-{draw}-{minutes:g}"
         if not (before / "run.json").exists():
-            longer = ["--set", f"max_steps={budget(options, set, SIMCLR)}"]
+            longer = ["--set", f"max_steps={budget(options, set, SIMCLR, size)}"]
             done = volsam(["train", "simclr", options.data / set, "-o", before, *common, *longer])
             if done.returncode:
                 return {"failed": done.stderr.strip().splitlines()[-1]}
@@ -134,8 +141,14 @@ def run(options: argparse.Namespace, set: str, method: str, size: str, draw: int
     return {**found, "steps": record["steps"], "trained": record["trained"], "cases": record["training"]}
 
 
-def budget(options: argparse.Namespace, set: str, method: str) -> int:
+def _two_paces(method: str) -> bool:
+    return METHODS.get(method, ("",))[0] == "adapt"
+
+
+def budget(options: argparse.Namespace, set: str, method: str, size: str) -> int:
     """Steps in the minutes of a run."""
+    if _two_paces(method) and (size == "all" or int(size) > FEW):
+        method += MORE
     found = _paces(options.output).get(set, {})
     if method not in found:
         raise SystemExit(

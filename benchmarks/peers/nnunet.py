@@ -64,7 +64,7 @@ def pace(options: argparse.Namespace, set: str, method: str) -> int:
 
 def run(options: argparse.Namespace, set: str, method: str, size: str, draw: int, minutes: float) -> dict[str, Any]:
     """Train once and score; how it went."""
-    steps = budget(options, set, method)
+    steps = budget(options, set, method, size)
     folder = (options.work / f"{set}-{size}-{draw}-{minutes:g}").resolve()
     dataset, fold = chosen(options, set, size, draw, folder)
     done = inside(folder, f"{NUMBER}_{set}", "--steps", steps, "--seed", draw)

@@ -34,6 +34,7 @@ class Augment:
         turn: tuple[int, ...] = (0, 1, 2),
     ) -> None:
         self.strength = strength
+        self.more = strength in ("full", "strong")
         self.flip = flip
         self.turn = turn
 
@@ -47,7 +48,7 @@ class Augment:
         """Turned, zoomed and mirrored: image (c d h w), label (d h w) and where the volume is (d h w)."""
         if self.strength == "none":
             return image, label, known
-        if self.strength in ("full", "strong"):
+        if self.more:
             data = {"image": torch.from_numpy(image), "label": torch.from_numpy(np.stack([label, known]).astype("f4"))}
             for transform in self._spatial:
                 data = self._drawn(transform, random)(data)
@@ -72,7 +73,7 @@ class Augment:
 
     def values(self, image: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
         """Noise, blur, brightness and contrast of an image (c d h w)."""
-        if self.strength not in ("full", "strong"):
+        if not self.more:
             return np.ascontiguousarray(image, np.float32)
         return np.asarray(self._drawn(self._intensity, random)(torch.from_numpy(image)), np.float32)
 
