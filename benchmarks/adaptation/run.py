@@ -200,7 +200,8 @@ def table(rows: list[dict[str, Any]]) -> str:
                 if not some:
                     continue
                 cells = [_cell([row for row in some if row["size"] == size]) for size in sizes]
-                trained = next((f"{row['trained'] / 1e6:.2f} M" for row in some if "trained" in row), "")
+                learn = dict.fromkeys(f"{row['trained'] / 1e6:.2f} M" for row in some if "trained" in row)
+                trained = " or ".join(sorted(learn))
                 lines.append(f"| {method} | {trained} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -334,6 +334,15 @@ def test_a_lease_cannot_be_guessed(ana, http):
             assert answer.status_code == 410, answer.text
 
 
+def test_no_answer_is_kept_by_a_browser(ana, http):
+    """Chromium keeps a 410 for ever, so a page would be told of a lost lease after it had another one."""
+    lost = http.get("/api/v1/session/objects/1/measurements", headers={"X-Lease-Token": "lost"})
+    assert lost.status_code == 410
+    for answer in (lost, http.get("/api/v1/models"), http.get("/nothing")):
+        assert answer.headers["Cache-Control"] == "no-store"
+    assert http.get("/").headers["Cache-Control"] == "no-cache"
+
+
 def test_a_session_is_its_leases_own(ana, http, client):
     ana.click(A)
     ben = client(http)

@@ -152,7 +152,7 @@ def timed(call: Callable[[], object], device: str = "cpu") -> Sample:
     On a GPU the wall is what the device saw between two events around the call, read after one synchronisation.
     """
     collecting = gc.isenabled()
-    gc.collect()
+    gc.collect(0)  # what the last call left is young; to look at everything takes a large process most of a second
     gc.disable()
     try:
         return _timed_on_device(call) if device.startswith("cuda") else _timed_on_host(call)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -46,6 +46,8 @@ class Gate:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                # Browsers keep some answers for ever if nobody objects, 410 among them.
+                MutableHeaders(scope=message).setdefault("Cache-Control", "no-store")
                 self.seen(scope, message["status"])
             await send(message)
 
