@@ -183,7 +183,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# Dice against the number of training volumes",
         "",
         "Made by `benchmarks/adaptation/run.py`. Every run had the steps that its method makes in the same time on one "
-        "thread of this machine (paces.json), and the same training cases; held-out cases took no part in any choice. "
+        "thread of this machine (paces.json), and the same training cases; no weights were chosen by held-out cases, "
+        "but scores of them were in view when the settings of adapt for few volumes were settled (log.md). "
         "SimCLR has that budget once more, before, on all training images without their labels; sam-mini and volsam-s "
         "bring what they learnt before. Planning and preparing data do not count. Mean Dice over the objects of the "
         "held-out cases and over draws; in brackets the lowest and the highest draw. Empty cells were not run.",
@@ -200,8 +201,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 if not some:
                     continue
                 cells = [_cell([row for row in some if row["size"] == size]) for size in sizes]
-                learn = dict.fromkeys(f"{row['trained'] / 1e6:.2f} M" for row in some if "trained" in row)
-                trained = " or ".join(sorted(learn))
+                trained = " or ".join(sorted({f"{row['trained'] / 1e6:.2f} M" for row in some if "trained" in row}))
                 lines.append(f"| {method} | {trained} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
