@@ -50,6 +50,31 @@ def test_an_ended_lease_is_claimed_again_and_the_click_is_not_lost(viewer: Viewe
     assert viewer.mask(1, SHAPE).any()
 
 
+def test_masks_that_are_unpacked_late_after_an_ended_lease_do_not_undo_the_click(viewer: Viewer) -> None:
+    viewer.open()
+    viewer.click("axial", BALL)
+    before = viewer.mask(1, SHAPE)
+    viewer.forgive("410")
+    # The first stream from now on unpacks the masks of the resumed session; it takes its time.
+    viewer.page.evaluate("""() => {
+        const Stream = DecompressionStream;
+        window.DecompressionStream = function (format) {
+            window.DecompressionStream = Stream;
+            const late = new TransformStream({ start: () => new Promise((done) => setTimeout(done, 3000)) });
+            const { readable, writable } = new Stream(format);
+            readable.pipeTo(late.writable);
+            return { readable: late.readable, writable };
+        };
+    }""")
+    viewer.page.evaluate("volsam.api.lease = null")
+    viewer.click("axial", (10, 8, 20))
+    viewer.page.wait_for_timeout(4000)
+    viewer.settle()
+    assert (viewer.mask(1, SHAPE) != before).any()
+    kept = viewer.page.evaluate("volsam.api.call('GET', 'session/objects').then(({ objects }) => objects[0].voxels)")
+    assert np.count_nonzero(viewer.mask(1, SHAPE)) == kept
+
+
 def test_a_reload_goes_on_with_the_same_session(viewer: Viewer) -> None:
     viewer.open()
     viewer.click("axial", BALL)

@@ -21,8 +21,11 @@ export class Session extends EventTarget {
     this.asked = 0;
     this.listing = 0;
     this.last = Promise.resolve();
+    this.taken = Promise.resolve();
     this.heat = null;
-    api.addEventListener("resumed", ({ detail }) => this.#take(detail, false));
+    api.addEventListener("resumed", ({ detail }) => {
+      this.taken = this.#take(detail, false).catch((error) => this.#tell("trouble", error));
+    });
   }
 
   get objects() {
@@ -109,7 +112,7 @@ export class Session extends EventTarget {
 
   newObject() {
     return this.#queue(async () => {
-      await this.api.call("POST", "session/objects", { select: true });
+      await this.#ask("POST", "session/objects", { select: true });
       await this.#objects();
     });
   }
@@ -117,14 +120,14 @@ export class Session extends EventTarget {
   /** Name, colour, lock, visibility or selection of an object. */
   change(id, change) {
     return this.#queue(async () => {
-      await this.api.call("PATCH", `session/objects/${id}`, change);
+      await this.#ask("PATCH", `session/objects/${id}`, change);
       await this.#objects();
     });
   }
 
   deleteObject(id) {
     return this.#queue(async () => {
-      const answer = await this.api.call("DELETE", `session/objects/${id}`);
+      const answer = await this.#ask("DELETE", `session/objects/${id}`);
       this.masks.remove(id);
       await this.#apply(answer.changes);
       await this.#objects();
@@ -134,13 +137,13 @@ export class Session extends EventTarget {
 
   setPolicy(policy) {
     return this.#queue(async () => {
-      this.state = { ...this.state, ...(await this.api.call("PATCH", "session", { policy })) };
+      this.state = { ...this.state, ...(await this.#ask("PATCH", "session", { policy })) };
       this.#tell("objects");
     });
   }
 
   async #objects() {
-    const { objects, current } = await this.api.call("GET", "session/objects");
+    const { objects, current } = await this.#ask("GET", "session/objects");
     const moved = current !== this.state.current;
     this.state = { ...this.state, objects, current };
     this.#tell("objects");
@@ -161,9 +164,16 @@ export class Session extends EventTarget {
 
   // --- inside --------------------------------------------------------------------------------------------------------
 
+  /** The answer to an action, once the masks of a session that was resumed for it are unpacked: it changes those. */
+  async #ask(method, path, body) {
+    const answer = await this.api.call(method, path, body);
+    await this.taken;
+    return answer;
+  }
+
   #act(method, path, body) {
     return this.#queue(async () => {
-      const answer = await this.api.call(method, path, body);
+      const answer = await this.#ask(method, path, body);
       await this.#apply(answer.changes, answer.object);
       this.#note(answer);
       this.#tell("masks");
