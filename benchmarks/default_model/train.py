@@ -13,21 +13,23 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
+import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from scenes import Crop, Sampler, load
 from torch import Tensor, nn
 
 from volsam.models.dense_prompt import DensePromptNet
 from volsam.training.dense_clicks import Targets, converse
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from pretraining import Copies, follow, keep, read
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,6 @@ class Config:
     start: str | None = None
     """Weights to begin with (safetensors); without it from nothing."""
 
-    @classmethod
-    def read(cls, path: Path) -> Config:
-        values = yaml.safe_load(path.read_text())
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise SystemExit(f"error: {path} holds unknown fields: {', '.join(sorted(unknown))}")
-        return cls(**values)
-
 
 def collate(crops: list[Crop], device: str) -> Targets:
     """Crops side by side, each with two objects."""
@@ -83,10 +77,7 @@ def collate(crops: list[Crop], device: str) -> Targets:
 def train(rank: int, config: Config, data: Path, run: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
-    if config.processes > 1:
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29511")
-        dist.init_process_group("gloo" if config.device == "cpu" else "nccl", rank=rank, world_size=config.processes)
+    copies = Copies(rank, config.processes, 29511, "gloo" if config.device == "cpu" else "nccl")
     device = config.device if config.device == "cpu" else f"{config.device}:{rank}"
     real, invented = load(data, Path(__file__).with_name("split.json"), run, config.invented, 80, config.seed)
     model = DensePromptNet().to(device)
@@ -108,11 +99,7 @@ def train(rank: int, config: Config, data: Path, run: Path) -> None:
     started = time.monotonic() - spent
     told, saved_at, history = time.monotonic(), time.monotonic(), []
     while True:
-        progress = min(1.0, (time.monotonic() - started) / 60 / config.minutes)
-        if config.processes > 1:
-            shared = torch.tensor([progress])
-            dist.broadcast(shared, 0)
-            progress = float(shared)
+        progress = copies.agree(min(1.0, (time.monotonic() - started) / 60 / config.minutes))
         if progress >= 1:
             break
         for group in optimiser.param_groups:
@@ -126,15 +113,11 @@ def train(rank: int, config: Config, data: Path, run: Path) -> None:
         loss, scores = converse(model, batch, progress < config.early_until, generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        if config.processes > 1:
-            _share(model, config.processes)
+        copies.share(model)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         count += 1
-        decay = min(config.average, (count + 1) / (count + 10))
-        with torch.no_grad():
-            for name, value in model.state_dict().items():
-                mean[name].lerp_(value, 1 - decay)
+        follow(mean, model, count, config.average)
         history.append((loss.item(), scores[0], scores[min(2, len(scores) - 1)], scores[-1]))
         now = time.monotonic()
         if rank == 0 and now - told > 60:
@@ -149,37 +132,15 @@ def train(rank: int, config: Config, data: Path, run: Path) -> None:
             _save(run, model, optimiser, mean, count, now - started)
     if rank == 0:
         _save(run, model, optimiser, mean, count, time.monotonic() - started)
-    if config.processes > 1:
-        dist.destroy_process_group()
-
-
-def _share(model: nn.Module, processes: int) -> None:
-    """Average the gradients over all processes, as one flat tensor."""
-    used = [p for p in model.parameters() if p.requires_grad]
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in used])
-    dist.all_reduce(flat)
-    flat /= processes
-    for p, part in zip(used, flat.split([p.numel() for p in used]), strict=True):
-        p.grad = part.view_as(p)
+    copies.leave()
 
 
 def _save(
     run: Path, model: nn.Module, optimiser: torch.optim.Optimizer, mean: dict[str, Tensor], count: int, spent: float
 ) -> None:
-    """Both files appear whole or not at all."""
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "mean": mean,
-            "count": count,
-            "spent": spent,
-        },
-        run / "last.tmp",
-    )
-    (run / "last.tmp").replace(run / "last.pt")
-    save_file({name: value.contiguous().cpu() for name, value in mean.items()}, run / "volsam-s.tmp")
-    (run / "volsam-s.tmp").replace(run / "volsam-s.safetensors")
+    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "mean": mean}
+    weights = {name: value.contiguous().cpu() for name, value in mean.items()}
+    keep(run, {**state, "count": count, "spent": spent}, "volsam-s", weights)
 
 
 def main() -> None:
@@ -188,7 +149,7 @@ def main() -> None:
     words.add_argument("--data", type=Path, default=Path("../shared/data"))
     words.add_argument("--run", type=Path, default=Path("runs/default_model"))
     given = words.parse_args()
-    config = Config.read(given.config)
+    config = read(Config, given.config)
     given.run.mkdir(parents=True, exist_ok=True)
     load(given.data, Path(__file__).with_name("split.json"), given.run, config.invented, 80, config.seed)
     if config.processes == 1:

@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import yaml
 from einops import rearrange
 from muon import Muon
 from network import fresh, original
-from safetensors.torch import save_file
 from slices import EDGE, Slice, SliceSampler, load
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,6 +32,10 @@ from volsam.inference.slices import SAM
 from volsam.models.features import Features
 from volsam.models.prompt_encoder import NEGATIVE, NOT_A_POINT, POSITIVE, PromptBatch
 from volsam.models.segmenter import Segmenter
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from pretraining import Copies, follow, keep, read, rest
 
 SPLIT = Path(__file__).parents[1] / "default_model" / "split.json"
 # How often a conversation has one, two, three, four turns.
@@ -72,14 +74,6 @@ class Config:
     """Part of the schedule in which object and background weigh alike, less and less."""
     likeness: float = 1.0
     """Weight of the loss that makes tokens of one object alike; it falls to none at the end."""
-
-    @classmethod
-    def read(cls, path: Path) -> Config:
-        values = yaml.safe_load(path.read_text())
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise SystemExit(f"error: {path} holds unknown fields: {', '.join(sorted(unknown))}")
-        return cls(**values)
 
 
 # --- what a step sees ------------------------------------------------------------------------------------------------
@@ -270,10 +264,7 @@ def optimisers(model: Segmenter, config: Config) -> list[torch.optim.Optimizer]:
 
 def train(rank: int, config: Config, data: Path, run: Path, pause: Path | None) -> None:
     torch.set_num_threads(1)
-    if config.processes > 1:
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29512")
-        dist.init_process_group("gloo", rank=rank, world_size=config.processes)
+    copies = Copies(rank, config.processes, 29512)
     real, invented = load(data, SPLIT, run, config.invented, 80, config.seed)
     model = fresh(config.seed).train()
     mean = {name: value.clone() for name, value in model.state_dict().items()}
@@ -295,11 +286,7 @@ def train(rank: int, config: Config, data: Path, run: Path, pause: Path | None) 
     told, saved_at, losses, scores = time.monotonic(), time.monotonic(), [], {}
     while True:
         started += rest(pause)
-        progress = min(1.0, (time.monotonic() - started) / 60 / config.minutes)
-        if config.processes > 1:
-            shared = torch.tensor([progress])
-            dist.broadcast(shared, 0)
-            progress = float(shared)
+        progress = copies.agree(min(1.0, (time.monotonic() - started) / 60 / config.minutes))
         if progress >= 1:
             break
         factor = min(1, (count + 1) / config.warm_up) * min(1.0, (1 - progress) / 0.75 + 0.01)
@@ -310,16 +297,12 @@ def train(rank: int, config: Config, data: Path, run: Path, pause: Path | None) 
         loss, dice = step(model, batch, config, progress, generator)
         model.zero_grad(set_to_none=True)
         loss.backward()
-        if config.processes > 1:
-            share(model, config.processes)
+        copies.share(model)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser in both:
             optimiser.step()
         count += 1
-        decay = min(config.average, (count + 1) / (count + 10))
-        with torch.no_grad():
-            for name, value in model.state_dict().items():
-                mean[name].lerp_(value, 1 - decay)
+        follow(mean, model, count, config.average)
         losses.append(loss.item())
         for name, value in dice.items():
             scores.setdefault(name, []).append(value)
@@ -334,26 +317,7 @@ def train(rank: int, config: Config, data: Path, run: Path, pause: Path | None) 
             save(run, model, both, mean, count, now - started)
     if rank == 0:
         save(run, model, both, mean, count, time.monotonic() - started)
-    if config.processes > 1:
-        dist.destroy_process_group()
-
-
-def rest(pause: Path | None) -> float:
-    """Wait while the file exists; how long that was, in seconds."""
-    began = time.monotonic()
-    while pause is not None and pause.exists():
-        time.sleep(1)
-    return time.monotonic() - began
-
-
-def share(model: nn.Module, processes: int) -> None:
-    """Average the gradients over all processes, as one flat tensor."""
-    used = [p for p in model.parameters() if p.requires_grad]
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in used])
-    dist.all_reduce(flat)
-    flat /= processes
-    for p, part in zip(used, flat.split([p.numel() for p in used]), strict=True):
-        p.grad = part.view_as(p)
+    copies.leave()
 
 
 def save(
@@ -364,21 +328,9 @@ def save(
     count: int,
     spent: float,
 ) -> None:
-    """Both files appear whole or not at all."""
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in both],
-            "mean": mean,
-            "count": count,
-            "spent": spent,
-        },
-        run / "last.tmp",
-    )
-    (run / "last.tmp").replace(run / "last.pt")
+    state = {"model": model.state_dict(), "optimisers": [optimiser.state_dict() for optimiser in both], "mean": mean}
     half = {name: tensor.half() for name, tensor in original(mean).items()}
-    save_file(half, run / "sam-mini.tmp", metadata={"format": "pt"})
-    (run / "sam-mini.tmp").replace(run / "sam-mini.safetensors")
+    keep(run, {**state, "count": count, "spent": spent}, "sam-mini", half)
 
 
 def main() -> None:
@@ -393,7 +345,7 @@ def main() -> None:
         help="rest while this file exists; default: the variable VOLSAM_PAUSE_FILE",
     )
     given = words.parse_args()
-    config = Config.read(given.config)
+    config = read(Config, given.config)
     given.run.mkdir(parents=True, exist_ok=True)
     rest(given.pause_file)
     asked = (config, given.data, given.run, given.pause_file)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from volsam.models.original_names import from_original
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "sam_mini"
-NAMES = ("muon", "network", "slices", "train", "scenes", "evaluate")
+NAMES = ("muon", "network", "slices", "train", "scenes", "evaluate", "pretraining")
 
 pytest.importorskip("SimpleITK")
 
@@ -107,6 +109,24 @@ def test_steps_lower_the_loss_on_the_same_slices(script, a_sampler) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_a_training_that_was_stopped_goes_on_and_leaves_whole_files(script, a_sampler, tmp_path, monkeypatch) -> None:
+    network = sys.modules["network"]
+    monkeypatch.setattr(script, "load", lambda *given: ([], []))
+    monkeypatch.setattr(script, "SliceSampler", lambda *given: a_sampler)
+    monkeypatch.setattr(script, "fresh", lambda seed: network.fresh(seed, depth=2))
+    monkeypatch.setattr(script, "original", lambda weights: network.original(weights, depth=2))
+    config = script.Config(minutes=0.02, slices=1, targets=4)
+    script.train(0, config, tmp_path, tmp_path, None)
+    first = torch.load(tmp_path / "last.pt", weights_only=True)
+    script.train(0, replace(config, minutes=config.minutes + 0.02), tmp_path, tmp_path, None)
+    second = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert 1 <= first["count"] < second["count"]
+    assert second["spent"] > first["spent"]
+    weights = load_file(tmp_path / "sam-mini.safetensors")
+    torch.testing.assert_close(weights, {k: v.half() for k, v in network.original(second["mean"], depth=2).items()})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "sam-mini.safetensors"]
+
+
 def test_weights_come_back_from_their_original_names(script) -> None:
     network = sys.modules["network"]
     ours = network.fresh(0, depth=2).state_dict()
@@ -147,7 +167,7 @@ def test_training_rests_while_the_file_exists(script, tmp_path, monkeypatch) -> 
 
 def test_every_field_of_the_configuration_is_known(script, tmp_path) -> None:
     for path in FOLDER.glob("*.yaml"):
-        assert script.Config.read(path).minutes > 0
+        assert script.read(script.Config, path).minutes > 0
     (tmp_path / "odd.yaml").write_text("minuts: 3\n")
     with pytest.raises(SystemExit, match="unknown fields: minuts"):
-        script.Config.read(tmp_path / "odd.yaml")
+        script.read(script.Config, tmp_path / "odd.yaml")
