@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from time import monotonic, process_time
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +24,8 @@ from volsam.training.run import BEST, LAST, RESUME, RunFolder
 
 # A line of the log for so many steps, averaged over them.
 LOG_EVERY = 10
+# How long processes wait for the first one while it validates.
+PATIENCE = timedelta(hours=12)
 
 
 @runtime_checkable
@@ -137,7 +140,7 @@ def fit(
             average.update(network, state.step)
 
         state.step += 1
-        state.seconds = clock() - began
+        state.seconds = _agreed(fabric, config, clock() - began)
         _log(fabric, folder, board, state, told, rate * config.learning_rate)
         if tell is not None:
             tell(Progress(state.step, _part(state, config), told["loss"], state.seconds))
@@ -160,12 +163,24 @@ def _fabric(config: TrainConfig, device: str) -> Any:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     kind = device.split(":")[0]
     backend = "nccl" if kind == "cuda" else "gloo"
-    strategy = DDPStrategy(process_group_backend=backend, find_unused_parameters=True) if processes > 1 else "auto"
+    together = DDPStrategy(process_group_backend=backend, timeout=PATIENCE, find_unused_parameters=True)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     fabric = Fabric(
-        accelerator=kind, devices=processes if processes > 1 else 1, strategy=strategy, precision=config.precision
+        accelerator=kind,
+        devices=here,
+        num_nodes=processes // here,
+        strategy=together if processes > 1 else "auto",
+        precision=config.precision,
     )
     fabric.launch()
     return fabric
+
+
+def _agreed(fabric: Any, config: TrainConfig, seconds: float) -> float:
+    """The time that the schedule goes by, the first process's: all must end and validate after the same step."""
+    if config.minutes is None or fabric.world_size == 1:
+        return seconds
+    return float(fabric.broadcast(seconds))
 
 
 def _decayed(groups: Sequence[tuple[list[nn.Parameter], float]], config: TrainConfig) -> list[dict[str, Any]]:
@@ -223,10 +238,12 @@ def _log(fabric: Any, folder: RunFolder, board: Any, state: State, told: Mapping
             state.sums[f"{name} times"] = state.sums.get(f"{name} times", 0.0) + 1
     if state.step % LOG_EVERY:
         return
-    means = {name: state.sums[name] / state.sums[f"{name} times"] for name in told if name in state.sums}
+    # What one process has no value of, another may have: all ask for the sums of the same names.
+    sums = {name: torch.tensor([state.sums.get(key, 0.0) for key in (name, f"{name} times")]) for name in told}
     state.sums = {}
     if fabric.world_size > 1:
-        means = {name: float(fabric.all_reduce(torch.tensor(value))) for name, value in means.items()}
+        sums = {name: fabric.all_reduce(pair) for name, pair in sums.items()}
+    means = {name: float(total / times) for name, (total, times) in sums.items() if times}
     if fabric.is_global_zero:
         folder.log({"step": state.step, "minutes": round(state.seconds / 60, 4), "rate": rate, **means})
         if board is not None:
