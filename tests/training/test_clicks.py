@@ -1,6 +1,8 @@
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import default_collate
 
 from volsam.data.dataset import read_image
 from volsam.errors import BadInput
@@ -9,10 +11,12 @@ from volsam.models.prompt_encoder import NEGATIVE, NOT_A_POINT, POSITIVE
 from volsam.models.segmenter import Segmenter
 from volsam.prompts import Click
 from volsam.recipes import runs
-from volsam.recipes.click_methods import ClicksConfig, StudentConfig, segmenter_config, teacher_of
+from volsam.recipes.click_methods import ClicksConfig, segmenter_config
+from volsam.recipes.distillation import StudentConfig, stages_of, teacher_of
 from volsam.recipes.importing import load
 from volsam.training.clicks import ClickTask, clicks_on_errors
-from volsam.training.distill import EMBEDDING, DistillTask, pairs_of
+from volsam.training.distill import EMBEDDING, DistillTask, Taught, pairs_of
+from volsam.training.items import Items
 
 from .conftest import TINY
 
@@ -158,6 +162,117 @@ def test_the_chain_from_teacher_to_student_runs(a_dataset, tmp_path):
     model = load(str(tmp_path / "student"), "cpu")
     assert model.network.config.encoder.depth == 3
     assert StudentConfig(**dict(runs.RunFolder(tmp_path / "student").record().config)).turns == 2
+
+
+class Noise(Items):
+    """Numbered images without any sense."""
+
+    def make(self, random):
+        label = torch.zeros(32, 32, 32, dtype=torch.long)
+        label[4:12, 4:12, 4:12] = 1
+        return {"image": torch.from_numpy(random.normal(size=(1, 32, 32, 32)).astype("f4")), "label": label}
+
+
+def test_what_a_teacher_has_told_teaches_as_it_does_itself(tmp_path):
+    student, teacher, asked = the_task()
+    items = Taught(Noise(0), teacher, [2, 4, 0], 3, tmp_path / "told")
+    told = DistillTask(student, None, pairs_of(2, 4), 0.6, 0.0, ClickTask(student, 2))
+    kept = default_collate([items[number] for number in range(2)])
+    for part in (0.0, 0.3, 0.5):
+        asked.at(part)
+        told.at(part)
+        expected = asked({"image": kept["seen"].float(), "label": kept["label"]})["loss"].item()
+        assert told(kept)["loss"].item() == pytest.approx(expected, rel=2e-3)
+    told.at(0.7)  # clicks are asked about what is drawn anew
+    torch.manual_seed(0)
+    found = told(kept)
+    torch.manual_seed(0)
+    assert torch.equal(found["loss"], ClickTask(student, 2)(default_collate([Noise(0)[n] for n in range(2)]))["loss"])
+
+
+def test_a_teacher_is_asked_about_every_view_once_and_never_again(tmp_path, monkeypatch):
+    _, teacher, _ = the_task()
+    first = Taught(Noise(0), teacher, [4, 0], 4, tmp_path / "told")
+    monkeypatch.setattr(teacher, "encode", lambda image: pytest.fail("the teacher is asked again"))
+    again = Taught(Noise(0), teacher, [4, 0], 4, tmp_path / "told")
+    views = [float(again[number]["seen"].sum()) for number in range(8)]
+    assert len(set(views[:4])) == 4
+    assert sorted(views[:4]) == sorted(views[4:])
+    assert all(torch.equal(first[n][name], again[n][name]) for n in range(4) for name in first[n])
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_teacher_that_stops_halfway_leaves_nothing_behind(tmp_path):
+    _, teacher, _ = the_task()
+
+    def until_the_second(numbers):
+        yield numbers[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Taught(Noise(0), teacher, [4, 0], 4, tmp_path / "told", until_the_second)
+    assert not list(tmp_path.iterdir())
+
+
+def test_stages_may_last_unlike_long_and_compare_by_size():
+    student, _, task = the_task(lengths=[0.5, 0.25, 0.25], loss="l1")
+    stages = []
+    for part in (0.29, 0.31, 0.44, 0.46):
+        task.at(part)
+        stages.append(task.stage)
+    assert stages == [0, 1, 1, 2]
+    task.at(0.0)
+    teacher = task._teacher[0]
+    given = batch()
+    expected = (student.encode(given["image"]).taps[0] - teacher.encode(given["image"]).taps[0]).abs().mean()
+    assert task(given)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_student_with_kept_answers_that_was_killed_ends_with_the_same_weights(a_dataset, a_home, tmp_path):
+    fold = runs.choose_cases(a_dataset, 0, None, 0)
+    short = {**TINY, "max_steps": 4, "validate_every": 1.0}
+    runs.train(
+        runs.start("sam-med3d", a_dataset, tmp_path / "teacher", settings={**short, **SMALL, "depth": 2}, fold=fold)
+    )
+    given = {"depth": 2, "still": 1, "turns": 2, "views": 3, "pairs": [[1, 1], [0, 0]], "stages": [1, 2]}
+    settings = {**short, **given, "teacher": str(tmp_path / "teacher")}
+
+    def start(name):
+        return runs.start("fastsam3d", a_dataset, tmp_path / name, settings=settings, fold=fold)
+
+    runs.train(start("whole"))
+    kept = sorted(path.name for path in (a_home / "prepared").glob("taught-*"))
+    assert [name.split("-", 2)[2] for name in kept] == ["block-0.npy", "block-1.npy", "seen.npy"]
+
+    def stop(now):
+        if now.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(start("broken"), stop)
+    runs.train(start("broken"))
+    assert sorted(path.name for path in (a_home / "prepared").glob("taught-*")) == kept
+    one, other = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"pairs": [[4, 1]]}, r"\[4, 1\] is no pair of blocks: the student has 2, the teacher 2"),
+        ({"pairs": [[1, 2], [0, 0]], "stages": [1]}, "2 lengths above 0 are needed"),
+        ({"stages": [1, 0, 1]}, "3 lengths above 0 are needed"),
+    ],
+)
+def test_stages_that_will_not_do_are_refused(given, told):
+    with pytest.raises(BadInput, match=told):
+        stages_of(StudentConfig(**given), 2, 2)
+
+
+def test_weights_to_begin_with_that_are_none_are_refused_by_their_option(a_dataset, tmp_path):
+    fold = runs.choose_cases(a_dataset, 0, None, 0)
+    with pytest.raises(BadInput, match="--init volsam-s: such training begins with SAM-Med3D"):
+        runs.start("sam-med3d", a_dataset, tmp_path / "run", settings={}, fold=fold, init="volsam-s")
 
 
 def test_a_teacher_that_is_none_is_refused(a_dataset, tmp_path):

@@ -1,7 +1,7 @@
-"""SAM-Med3D trained from nothing, and FastSAM3D's student, with a teacher (`volsam distill`) or without.
+"""SAM-Med3D trained from nothing, and what networks of its kind share when they learn from clicks.
 
 New networks are as SAM-Med3D's, without the quirks of its released weights: the position bias on its own axes, one code
-for clicks and image. A student whose teacher has them takes them over, since it takes the teacher's other parts over.
+for clicks and image.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 from volsam.data.dataset import Case, Dataset
@@ -29,7 +29,6 @@ from volsam.recipes.method import Method, Show, Weights, augment_of, methods, pl
 from volsam.recipes.recipe import load_model
 from volsam.training.clicks import ClickTask
 from volsam.training.config import TrainConfig
-from volsam.training.distill import EMBEDDING, DistillTask, pairs_of
 from volsam.training.items import Items, Patches
 from volsam.training.run import Plan
 from volsam.volume import Volume
@@ -54,6 +53,10 @@ class ClicksConfig(TrainConfig, frozen=True):
     """Blocks of the encoder."""
     heads: PositiveInt = 6
     """Of the encoder's attention."""
+    still: NonNegativeInt = 0
+    """Blocks without attention, at the beginning."""
+    sparse: Literal["none", "columns", "published", "dilated"] = "none"
+    """What attention reads: see `EncoderConfig.sparse`. The released checkpoints were distilled with `none`."""
     out: PositiveInt = 96
     """Channels of the embedding."""
     turns: PositiveInt = 6
@@ -64,26 +67,6 @@ class ClicksConfig(TrainConfig, frozen=True):
     """All sizes of the network, in place of those above; `volsam distill` sets them."""
 
 
-class StudentConfig(ClicksConfig, frozen=True):
-    """Settings of FastSAM3D's student; the paper has six blocks, the first two without attention."""
-
-    depth: PositiveInt = 6
-    still: int = 2
-    """Blocks without attention, at the beginning."""
-    sparse: Literal["none", "columns", "published", "dilated"] = "none"
-    """What attention reads: see `EncoderConfig.sparse`. The released checkpoints were distilled with `none`."""
-    teacher: str = ""
-    """A promptable 3D model, by name, file or run; empty: learn from clicks alone."""
-    imitation: float = 0.6
-    """Part of the schedule in which the teacher is imitated."""
-    layers: bool = True
-    """Layer by layer, as the paper describes; false: the embedding alone, as the released script does."""
-    keep: float = 0.0
-    """Weight of earlier layers while later ones are learnt."""
-    unfreeze: float = 0.5
-    """Part of the time of clicks after which the encoder learns as well; 1 for never."""
-
-
 def plan(dataset: Dataset, cases: Sequence[Case], config: ClicksConfig) -> Plan:
     """Cubes of equal voxels, of the first channel."""
     edge = segmenter_config(config).encoder.image
@@ -92,7 +75,7 @@ def plan(dataset: Dataset, cases: Sequence[Case], config: ClicksConfig) -> Plan:
 
 
 def segmenter_config(config: ClicksConfig) -> SegmenterConfig:
-    """The sizes of a network; every block of a student keeps its tokens."""
+    """The sizes of a network."""
     if config.sizes is not None:
         return SegmenterConfig.model_validate(config.sizes)
     cube = (config.edge,) * 3
@@ -103,8 +86,8 @@ def segmenter_config(config: ClicksConfig) -> SegmenterConfig:
         depth=config.depth,
         heads=config.heads,
         mlp_width=4 * config.width,
-        blocks_without_attention=config.still if isinstance(config, StudentConfig) else 0,
-        sparse=config.sparse if isinstance(config, StudentConfig) else "none",
+        blocks_without_attention=config.still,
+        sparse=config.sparse,
         out=config.out,
     )
     if any(size % 4 for size in encoder.grid):
@@ -133,7 +116,7 @@ def sizes_of_init(given: Mapping[str, Any], init: str | None) -> dict[str, Any]:
     """Settings completed by what the weights to begin with tell: their sizes, and the voxels they were trained on."""
     if init in (None, "", "none"):
         return dict(given)
-    sizes = teacher_of(str(init)).config
+    sizes = network_of(str(init), f"--init {init}: such training begins with").config
     return {"spacing": ClickModel.spacing, **given, "sizes": sizes.model_dump(mode="json")}
 
 
@@ -181,72 +164,15 @@ def model(network: nn.Module, plan: Plan, config: ClicksConfig, name: str, devic
     return TrainedClickModel(network, name, device, plan)
 
 
-# --- with a teacher --------------------------------------------------------------------------------------------------
+# --- a network that is there ------------------------------------------------------------------------------------------
 
 
-def teacher_of(name: str, taps: tuple[int, ...] = ()) -> Segmenter:
-    """A promptable 3D model's network, on the CPU, keeping the tokens of some blocks."""
-    found = load_model(name, device="cpu", engine=PLAIN)
-    network = getattr(found, "network", None)
+def network_of(name: str, need: str) -> Segmenter:
+    """A promptable 3D model's network, on the CPU; need: who wants it, for the line that refuses another model."""
+    network = getattr(load_model(name, device="cpu", engine=PLAIN), "network", None)
     if not isinstance(network, Segmenter) or network.config.encoder.image[0] == 1:
-        raise BadInput(
-            f"--teacher {name}: a student of FastSAM3D learns from SAM-Med3D or a network like it, and this is none"
-        )
-    if not taps:
-        return network
-    config = network.config.model_copy(update={"encoder": network.config.encoder.model_copy(update={"taps": taps})})
-    kept = Segmenter(config)
-    kept.load_state_dict(network.state_dict())
-    return kept.eval()
-
-
-def student_of(teacher: SegmenterConfig, depth: int, still: int, heads: int | None, sparse: str) -> SegmenterConfig:
-    """The sizes of a student: fewer blocks, the first ones without attention, all else as the teacher has it."""
-    encoder = teacher.encoder.model_copy(
-        update={
-            "depth": depth,
-            "blocks_without_attention": still,
-            "heads": heads or teacher.encoder.heads // 2,
-            "window": (0, 0, 0),
-            "wide_blocks": (),
-            "sparse": sparse,
-            "taps": tuple(range(1, depth + 1)),
-        }
-    )
-    return teacher.model_copy(update={"encoder": encoder})
-
-
-def sizes_of_teacher(given: Mapping[str, Any], init: str | None) -> dict[str, Any]:
-    """Settings of a student, completed by what its teacher tells: sizes, and the voxels that it was trained on."""
-    name = str(given.get("teacher", ""))
-    if not name:
-        return sizes_of_init(given, init)
-    depth, still = int(given.get("depth", 6)), int(given.get("still", 2))
-    sizes = student_of(teacher_of(name).config, depth, still, given.get("heads"), str(given.get("sparse", "none")))
-    spacing = getattr(load_model(name, device="cpu", engine=PLAIN), "spacing", ClickModel.spacing)
-    return {"spacing": spacing, **given, "sizes": sizes.model_dump(mode="json")}
-
-
-def take_over(network: nn.Module, config: StudentConfig) -> None:
-    """Begin with the teacher's prompt encoder and mask head, where there is a teacher."""
-    if not config.teacher:
-        return
-    taught = teacher_of(config.teacher).state_dict()
-    network.load_state_dict(
-        {key: value for key, value in taught.items() if not key.startswith("encoder.")}, strict=False
-    )
-
-
-def student_task(network: nn.Module, plan: Plan, config: StudentConfig) -> nn.Module:
-    """Imitation, then conversations; without a teacher conversations alone."""
-    assert isinstance(network, Segmenter)
-    clicks = ClickTask(network, config.turns)
-    if not config.teacher:
-        return clicks
-    depth = teacher_of(config.teacher).config.encoder.depth
-    pairs = pairs_of(network.config.encoder.depth, depth) if config.layers else [EMBEDDING]
-    teacher = teacher_of(config.teacher, tuple(sorted({other for _, other in pairs if other} | {depth})))
-    return DistillTask(network, teacher, pairs, config.imitation, config.keep, clicks, config.unfreeze)
+        raise BadInput(f"{need} SAM-Med3D or a network like it, and {name} is none")
+    return network
 
 
 methods.add(
@@ -261,25 +187,6 @@ methods.add(
         plan=plan,
         network=network,
         task=task,
-        items=items,
-        model=model,
-        groups=groups,
-    ),
-)
-
-methods.add(
-    "fastsam3d",
-    Method(
-        name="fastsam3d",
-        title="FastSAM3D's student",
-        source="Shen et al. 2024, FastSAM3D",
-        config=StudentConfig,
-        init="",
-        plan=plan,
-        complete=sizes_of_teacher,
-        begin=take_over,
-        network=network,
-        task=student_task,
         items=items,
         model=model,
         groups=groups,

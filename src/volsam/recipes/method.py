@@ -81,6 +81,7 @@ def load_methods() -> Registry[Method]:
     """All methods: importing a recipe registers its own."""
     import volsam.recipes.adapt
     import volsam.recipes.click_methods
+    import volsam.recipes.distillation
     import volsam.recipes.from_checkout
     import volsam.recipes.plain_networks
     import volsam.recipes.slice_methods

@@ -1,0 +1,194 @@
+"""FastSAM3D's student: it learns from a teacher (`volsam distill`), or from clicks alone.
+
+It takes over what its teacher has but the encoder: prompt encoder and mask head, and the quirks of released weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Literal
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import nn
+
+from volsam.data.preparation import Prepared
+from volsam.errors import BadInput
+from volsam.inference.volumes import ClickModel
+from volsam.models.segmenter import Segmenter, SegmenterConfig
+from volsam.recipes import click_methods
+from volsam.recipes.click_methods import ClicksConfig, groups, model, network, network_of, plan, sizes_of_init
+from volsam.recipes.engine import PLAIN
+from volsam.recipes.method import Method, Show, cache_folder, methods
+from volsam.recipes.recipe import load_model
+from volsam.training.clicks import ClickTask
+from volsam.training.distill import EMBEDDING, DistillTask, Pair, Taught, pairs_of
+from volsam.training.items import Items
+from volsam.training.run import Plan
+
+
+class StudentConfig(ClicksConfig, frozen=True):
+    """Settings of FastSAM3D's student; the paper has six blocks, the first two without attention."""
+
+    depth: PositiveInt = 6
+    still: NonNegativeInt = 2
+    teacher: str = ""
+    """A promptable 3D model, by name, file or run; empty: learn from clicks alone."""
+    imitation: float = 0.6
+    """Part of the schedule in which the teacher is imitated."""
+    layers: bool = True
+    """Layer by layer, as the paper describes; false: the embedding alone, as the released script does."""
+    pairs: tuple[Pair, ...] | None = None
+    """A block of the student and one of the teacher for each stage, counted from 1, [0, 0] for the embedding; None: as
+    `layers` says."""
+    stages: tuple[float, ...] | None = None
+    """How long the stages are beside one another, such as epochs of each; None: all alike."""
+    loss: Literal["mse", "l1"] = "mse"
+    """What compares student and teacher: the square of the difference, as published, or its size."""
+    keep: float = 0.0
+    """Weight of earlier layers while later ones are learnt."""
+    views: NonNegativeInt = 0
+    """Of so many views of the training cases the teacher tells its features once, before the training, and they are
+    kept on disk; 0: it is asked in every step, about what is drawn for it."""
+    unfreeze: float = 0.5
+    """Part of the time of clicks after which the encoder learns as well; 1 for never."""
+
+
+def teacher_of(name: str, taps: tuple[int, ...] = ()) -> Segmenter:
+    """A teacher's network, on the CPU, keeping the tokens of some blocks."""
+    network = network_of(name, f"--teacher {name}: a student of FastSAM3D learns from")
+    if not taps:
+        return network
+    config = network.config.model_copy(update={"encoder": network.config.encoder.model_copy(update={"taps": taps})})
+    kept = Segmenter(config)
+    kept.load_state_dict(network.state_dict())
+    return kept.eval()
+
+
+def student_of(teacher: SegmenterConfig, depth: int, still: int, heads: int | None, sparse: str) -> SegmenterConfig:
+    """The sizes of a student: fewer blocks, the first ones without attention, all else as the teacher has it."""
+    encoder = teacher.encoder.model_copy(
+        update={
+            "depth": depth,
+            "blocks_without_attention": still,
+            "heads": heads or teacher.encoder.heads // 2,
+            "window": (0, 0, 0),
+            "wide_blocks": (),
+            "sparse": sparse,
+            "taps": tuple(range(1, depth + 1)),
+        }
+    )
+    return teacher.model_copy(update={"encoder": encoder})
+
+
+def sizes_of_teacher(given: Mapping[str, Any], init: str | None) -> dict[str, Any]:
+    """Settings of a student, completed by what its teacher tells: sizes, and the voxels that it was trained on."""
+    name = str(given.get("teacher", ""))
+    if not name:
+        return sizes_of_init(given, init)
+    depth, still = int(given.get("depth", 6)), int(given.get("still", 2))
+    sizes = student_of(teacher_of(name).config, depth, still, given.get("heads"), str(given.get("sparse", "none")))
+    spacing = getattr(load_model(name, device="cpu", engine=PLAIN), "spacing", ClickModel.spacing)
+    return {"spacing": spacing, **given, "sizes": sizes.model_dump(mode="json")}
+
+
+def take_over(network: nn.Module, config: StudentConfig) -> None:
+    """Begin with the teacher's prompt encoder and mask head, where there is a teacher."""
+    if not config.teacher:
+        return
+    taught = teacher_of(config.teacher).state_dict()
+    network.load_state_dict(
+        {key: value for key, value in taught.items() if not key.startswith("encoder.")}, strict=False
+    )
+
+
+def stages_of(config: StudentConfig, student: int, teacher: int) -> tuple[list[Pair], list[float]]:
+    """Which blocks are compared in each stage, and how long the stages are, together 1; depths are in blocks."""
+    pairs = list(config.pairs) if config.pairs else pairs_of(student, teacher) if config.layers else [EMBEDDING]
+    for own, other in pairs:
+        embedded = (own, other) == EMBEDDING
+        if not embedded and not (1 <= own <= student and 1 <= other <= teacher):
+            raise BadInput(
+                f"pairs: [{own}, {other}] is no pair of blocks: the student has {student}, the teacher {teacher}, and "
+                "[0, 0] stands for the embedding"
+            )
+    lengths = list(config.stages or [1.0] * len(pairs))
+    if len(lengths) != len(pairs) or min(lengths) <= 0:
+        raise BadInput(f"stages: {len(pairs)} lengths above 0 are needed, one for each pair, got {lengths}")
+    return pairs, [length / sum(lengths) for length in lengths]
+
+
+def task(network: nn.Module, plan: Plan, config: StudentConfig) -> nn.Module:
+    """Imitation, then conversations; without a teacher conversations alone."""
+    assert isinstance(network, Segmenter)
+    clicks = ClickTask(network, config.turns)
+    if not config.teacher:
+        return clicks
+    teacher = teacher_of(config.teacher)
+    pairs, lengths = stages_of(config, network.config.encoder.depth, teacher.config.encoder.depth)
+    return DistillTask(
+        network,
+        None if config.views else teacher_of(config.teacher, _blocks(pairs, teacher)),
+        pairs,
+        config.imitation,
+        config.keep,
+        clicks,
+        config.unfreeze,
+        lengths=lengths,
+        loss=config.loss,
+    )
+
+
+def items(
+    cases: Sequence[Prepared], plan: Plan, config: StudentConfig, network: nn.Module, device: str, show: Show
+) -> Items:
+    """Cubes around one object each, and beside them, if it is wanted, views of which the teacher has told already."""
+    drawn = click_methods.items(cases, plan, config, network, device, show)
+    if not (config.teacher and config.views):
+        return drawn
+    assert isinstance(network, Segmenter)
+    teacher = teacher_of(config.teacher)
+    pairs, _ = stages_of(config, network.config.encoder.depth, teacher.config.encoder.depth)
+    asked = teacher_of(config.teacher, _blocks(pairs, teacher)).to(device)
+    place = cache_folder() / f"taught-{_key(cases, plan, config, asked, pairs)}"
+    return Taught(drawn, asked, [other for _, other in pairs], config.views, place, show)
+
+
+def _blocks(pairs: Sequence[Pair], teacher: Segmenter) -> tuple[int, ...]:
+    """Whose tokens a teacher keeps."""
+    return tuple(sorted({other for _, other in pairs if other} | {teacher.config.encoder.depth}))
+
+
+def _key(cases: Sequence[Prepared], plan: Plan, config: StudentConfig, teacher: Segmenter, pairs: list[Pair]) -> str:
+    """What a teacher tells follows from this; 24 hexadecimal digits."""
+    digest = blake2b(digest_size=12)
+    told = [plan.model_dump(mode="json"), config.augment, config.seed, config.views, pairs]
+    digest.update(json.dumps([*told, [case.name for case in cases]]).encode())
+    for case in cases:  # whose files, and prepared how, is in the name
+        digest.update(str(getattr(case.image, "filename", "")).encode())
+    for name, tensor in teacher.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+methods.add(
+    "fastsam3d",
+    Method(
+        name="fastsam3d",
+        title="FastSAM3D's student",
+        source="Shen et al. 2024, FastSAM3D",
+        config=StudentConfig,
+        init="",
+        plan=plan,
+        complete=sizes_of_teacher,
+        begin=take_over,
+        network=network,
+        task=task,
+        items=items,
+        model=model,
+        groups=groups,
+    ),
+)
