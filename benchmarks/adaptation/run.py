@@ -19,10 +19,12 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from picture import pictures as drawn
 
 from volsam.recipes.method import FEW
 
@@ -174,8 +176,8 @@ def volsam(words: list[Any]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, env=environment)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The results file."""
+def table(rows: list[dict[str, Any]], pictures: Sequence[Path] = ()) -> str:
+    """The results file, with pictures that lie beside it."""
     import torch
 
     sizes = sorted({row["size"] for row in rows}, key=lambda size: (size == "all", int(size) if size != "all" else 0))
@@ -192,6 +194,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python "
         f"{platform.python_version()}, torch {torch.__version__}.",
     ]
+    for path in pictures:
+        lines += ["", f"![{path.stem}: Dice against the number of training volumes]({path.name})"]
     for name in dict.fromkeys(row["set"] for row in rows):
         for minutes in sorted({row["minutes"] for row in rows if row["set"] == name}):
             lines += ["", f"## {name}, {minutes:g} minute{'s' * (minutes != 1)} each", ""]
@@ -230,7 +234,7 @@ def _keep(output: Path, row: dict[str, Any]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         rows = sorted([*_read(output), row], key=lambda row: (row["set"], list(METHODS).index(row["method"])))
         (output / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-        (output / "results.md").write_text(table(rows))
+        (output / "results.md").write_text(table(rows, drawn(rows, output)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from volsam.evaluation.statistics import Mean
 
 # In the order of Okabe and Ito, which tells them apart in every kind of colour vision.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+# So many names find a place between the lines; more of them stand below.
+FEW_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Line:
 
 def curves(lines: Sequence[Line], x: str, y: str, ticks: Sequence[str] | None = None) -> str:
     """Lines with bands; `ticks` name the places."""
-    figure, axes = _figure()
+    figure, axes = _figure(height=3.6 + (0.12 * len(lines) if len(lines) > FEW_LINES else 0))
     for line, colour in zip(lines, _colours(len(lines)), strict=True):
         for single in line.singles:
             axes.plot(line.places[: len(single)], single, color=colour, alpha=0.25, linewidth=0.7)
@@ -39,7 +41,9 @@ def curves(lines: Sequence[Line], x: str, y: str, ticks: Sequence[str] | None = 
     if ticks is not None:
         axes.set_xticks(lines[0].places, ticks)
     axes.set(xlabel=x, ylabel=y)
-    if len(lines) > 1:
+    if len(lines) > FEW_LINES:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    elif len(lines) > 1:
         axes.legend(frameon=False)
     return _svg(figure)
 
