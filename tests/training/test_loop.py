@@ -208,3 +208,19 @@ def test_processes_share_the_items_of_every_step():
 def test_no_method_takes_a_rate_below_nothing(name: str, setting: str) -> None:
     with pytest.raises(BadInput, match=f"{setting}=-1 will not do"):
         configured(load_methods()[name].config, {setting: -1})
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        ("adapt", "average", 1),
+        ("adapt-clicks", "early", -0.1),
+        ("fastsam3d", "imitation", 1.5),
+        ("fastsam3d", "unfreeze", 2),
+        ("fastsam3d", "keep", -1),
+        ("sam-med3d", "spacing", 0),
+    ],
+)
+def test_no_method_takes_a_part_that_is_none(name: str, setting: str, value: float) -> None:
+    with pytest.raises(BadInput, match=f"{setting}={value} will not do"):
+        configured(load_methods()[name].config, {setting: value})

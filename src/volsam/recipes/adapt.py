@@ -21,7 +21,7 @@ from volsam.models.dense_prompt import DensePromptNet
 from volsam.recipes.method import FEW, Method, Show, Weights, all_alike, augment_of, augmented, methods, plan_of
 from volsam.recipes.recipe import EMBEDDED
 from volsam.training.augment import Strength
-from volsam.training.config import TrainConfig
+from volsam.training.config import Decay, Share, TrainConfig
 from volsam.training.dense_clicks import DenseClickTask
 from volsam.training.items import Items, Patches
 from volsam.training.losses import dice_and_cross_entropy
@@ -49,7 +49,7 @@ class AdaptedConfig(TrainConfig, frozen=True):
     """Settings of both."""
 
     max_steps: PositiveInt = 400
-    average: float = 0.98
+    average: Decay = 0.98
     tune: Literal["adapters", "decoder", "all", "auto"] = "all"
     """adapters: those, the decoder and the head; decoder: without adapters; all: every weight; auto: adapters for up to
     three volumes, else all."""
@@ -82,7 +82,7 @@ class AdaptClicksConfig(AdaptedConfig, frozen=True):
     """Settings of `volsam train adapt-clicks`."""
 
     learning_rate: PositiveFloat = 5e-4
-    early: float = 0.25
+    early: Share = 0.25
     """Part of the schedule in which simulated conversations are short."""
 
 

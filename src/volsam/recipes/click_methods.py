@@ -45,7 +45,7 @@ class ClicksConfig(TrainConfig, frozen=True):
     """Voxels along the edge of the cube that is looked at."""
     patch: PositiveInt = 8
     """Voxels along the edge of a token."""
-    spacing: float = 1.5
+    spacing: PositiveFloat = 1.5
     """Voxel size in mm."""
     width: PositiveInt = 192
     """Channels of a token."""
@@ -61,7 +61,7 @@ class ClicksConfig(TrainConfig, frozen=True):
     """Channels of the embedding."""
     turns: PositiveInt = 6
     """Of a simulated conversation; 11 in the paper."""
-    head_rate: float = 1.0
+    head_rate: NonNegativeFloat = 1.0
     """What part of the rate prompt encoder and mask head get; a tenth in the paper's code."""
     sizes: dict[str, Any] | None = None
     """All sizes of the network, in place of those above; `volsam distill` sets them."""

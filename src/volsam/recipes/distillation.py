@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
 from volsam.data.preparation import Prepared
@@ -24,6 +24,7 @@ from volsam.recipes.engine import PLAIN
 from volsam.recipes.method import Method, Show, cache_folder, methods
 from volsam.recipes.recipe import load_model
 from volsam.training.clicks import ClickTask
+from volsam.training.config import Share
 from volsam.training.distill import EMBEDDING, DistillTask, Pair, Taught, pairs_of
 from volsam.training.items import Items
 from volsam.training.run import Plan
@@ -36,7 +37,7 @@ class StudentConfig(ClicksConfig, frozen=True):
     still: NonNegativeInt = 2
     teacher: str = ""
     """A promptable 3D model, by name, file or run; empty: learn from clicks alone."""
-    imitation: float = 0.6
+    imitation: Share = 0.6
     """Part of the schedule in which the teacher is imitated."""
     layers: bool = True
     """Layer by layer, as the paper describes; false: the embedding alone, as the released script does."""
@@ -47,12 +48,12 @@ class StudentConfig(ClicksConfig, frozen=True):
     """How long the stages are beside one another, such as epochs of each; None: all alike."""
     loss: Literal["mse", "l1"] = "mse"
     """What compares student and teacher: the square of the difference, as published, or its size."""
-    keep: float = 0.0
+    keep: NonNegativeFloat = 0.0
     """Weight of earlier layers while later ones are learnt."""
     views: NonNegativeInt = 0
     """Of so many views of the training cases the teacher tells its features once, before the training, and they are
     kept on disk; 0: it is asked in every step, about what is drawn for it."""
-    unfreeze: float = 0.5
+    unfreeze: Share = 0.5
     """Part of the time of clicks after which the encoder learns as well; 1 for never."""
 
 

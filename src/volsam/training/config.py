@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from volsam.errors import BadInput
 from volsam.training.augment import Strength
 
 Config = TypeVar("Config", bound="TrainConfig")
+
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+"""A part of something, 0 to 1."""
+
+Decay: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+"""Of a running average."""
 
 
 class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -43,7 +49,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """The part of the peak rate at which the schedule ends."""
     clip_norm: PositiveFloat | None = 1.0
     """Longest gradient of each group of weights."""
-    average: float = 0.0
+    average: Decay = 0.0
     """Decay of a running average of the trained weights, which is then what is kept and validated; 0 for none."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """As Lightning Fabric calls them; mixed precision pays on a GPU, and half precision needs a scale of its own."""
