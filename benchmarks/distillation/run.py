@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=24, help="invented volumes more, to be scored on alone")
     parser.add_argument("--teacher-minutes", type=float, default=60, help="of processor time")
     parser.add_argument("--student-minutes", type=float, default=15, help="of processor time")
+    parser.add_argument("--views", type=int, default=0, help="that the teacher is asked about before, 0: in every step")
     parser.add_argument("--work", type=Path, default=Path("runs/distillation"), help="where runs are kept")
     parser.add_argument("--output", type=Path, default=HERE)
     options = parser.parse_args()
@@ -62,7 +63,7 @@ def main() -> None:
     }
     more: dict[str, dict[str, Any]] = {
         "teacher": {**SIZES, "depth": 12},
-        "distilled": {},
+        "distilled": {"views": options.views},
         "alone": {**SIZES, "heads": 3},
     }
     rows = []
