@@ -269,6 +269,18 @@ def test_stages_that_will_not_do_are_refused(given, told):
         stages_of(StudentConfig(**given), 2, 2)
 
 
+def test_stages_are_refused_before_anything_is_written(a_dataset, tmp_path):
+    fold = runs.choose_cases(a_dataset, 0, None, 0)
+    short = {**TINY, "max_steps": 1, "validate_every": 1.0}
+    runs.train(
+        runs.start("sam-med3d", a_dataset, tmp_path / "teacher", settings={**short, **SMALL, "depth": 2}, fold=fold)
+    )
+    settings = {**short, "depth": 2, "still": 1, "teacher": str(tmp_path / "teacher"), "pairs": [[3, 1]]}
+    with pytest.raises(BadInput, match="is no pair of blocks"):
+        runs.start("fastsam3d", a_dataset, tmp_path / "student", settings=settings, fold=fold)
+    assert not (tmp_path / "student").exists()
+
+
 def test_weights_to_begin_with_that_are_none_are_refused_by_their_option(a_dataset, tmp_path):
     fold = runs.choose_cases(a_dataset, 0, None, 0)
     with pytest.raises(BadInput, match="--init volsam-s: such training begins with SAM-Med3D"):

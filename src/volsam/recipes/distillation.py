@@ -96,13 +96,14 @@ def sizes_of_teacher(given: Mapping[str, Any], init: str | None) -> dict[str, An
 
 
 def take_over(network: nn.Module, config: StudentConfig) -> None:
-    """Begin with the teacher's prompt encoder and mask head, where there is a teacher."""
+    """Begin with the teacher's prompt encoder and mask head, where there is a teacher whose blocks fit the stages."""
     if not config.teacher:
         return
-    taught = teacher_of(config.teacher).state_dict()
-    network.load_state_dict(
-        {key: value for key, value in taught.items() if not key.startswith("encoder.")}, strict=False
-    )
+    assert isinstance(network, Segmenter)
+    teacher = teacher_of(config.teacher)
+    stages_of(config, network.config.encoder.depth, teacher.config.encoder.depth)
+    taught = {key: value for key, value in teacher.state_dict().items() if not key.startswith("encoder.")}
+    network.load_state_dict(taught, strict=False)
 
 
 def stages_of(config: StudentConfig, student: int, teacher: int) -> tuple[list[Pair], list[float]]:
