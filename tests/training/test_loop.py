@@ -137,6 +137,12 @@ def test_a_folder_with_another_run_is_not_written_over(a_dataset, tmp_path, chan
     assert told in str(refused.value)
 
 
+def test_a_run_that_was_refused_may_be_begun_with_other_settings(a_dataset, tmp_path):
+    with pytest.raises(BadInput, match="choose a batch_size"):
+        run(a_dataset, tmp_path / "run", batch_size=3, accumulate=2)
+    assert run(a_dataset, tmp_path / "run", batch_size=2, accumulate=2, max_steps=1).done
+
+
 def test_a_folder_with_something_else_in_it_is_refused(a_dataset, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/letter.txt").write_text("dear")

@@ -30,7 +30,7 @@ from volsam.recipes.trained import initial, is_automatic
 from volsam.training.config import TrainConfig, configured
 from volsam.training.items import Items
 from volsam.training.loop import Progress, State, fit
-from volsam.training.run import Plan, Record, RunFolder, counts
+from volsam.training.run import RUN, Plan, Record, RunFolder, counts
 
 if TYPE_CHECKING:
     from volsam.inference.session import Model
@@ -277,8 +277,11 @@ def _recompute(network: nn.Module, name: str) -> None:
 
 
 def _begin(run: RunFolder, record: Record) -> None:
-    """Write what is known, or make sure that a stopped run is this one."""
-    if not run.begun:
+    """Write what is known, or make sure that a stopped run is this one.
+
+    A run that was refused before its first steps, for its settings or its data, has learnt nothing and may be another.
+    """
+    if not run.begun or {path.name for path in run.path.iterdir()} <= {RUN, OWN_SPLITS}:
         run.start(record)
         return
     before = run.record()
