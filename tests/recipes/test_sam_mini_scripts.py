@@ -118,7 +118,8 @@ def test_a_training_that_was_stopped_goes_on_and_leaves_whole_files(script, a_sa
     config = script.Config(minutes=0.02, slices=1, targets=4)
     script.train(0, config, tmp_path, tmp_path, None)
     first = torch.load(tmp_path / "last.pt", weights_only=True)
-    script.train(0, replace(config, minutes=config.minutes + 0.02), tmp_path, tmp_path, None)
+    # More time than is spent already, however slow the machine was: at least one step.
+    script.train(0, replace(config, minutes=first["spent"] / 60 + 0.05), tmp_path, tmp_path, None)
     second = torch.load(tmp_path / "last.pt", weights_only=True)
     assert 1 <= first["count"] < second["count"]
     assert second["spent"] > first["spent"]
