@@ -74,7 +74,7 @@ def together(folder, port, **settings):
 
 @pytest.mark.slow
 def test_a_budget_of_time_ends_for_all_processes_after_the_same_step(tmp_path):
-    first, second, _ = together(tmp_path, 29521, minutes=0.03)
+    first, second, _ = together(tmp_path, 29521, minutes=0.1)
     assert first["steps"] == second["steps"] > 1
     assert first["weight"] == second["weight"]
     assert (first["scored"] > 1, second["scored"]) == (True, 0)
