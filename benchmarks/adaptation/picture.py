@@ -1,6 +1,8 @@
 """The tables of results.md as curves, one picture for each set.
 
-python benchmarks/adaptation/picture.py
+    python benchmarks/adaptation/picture.py
+
+run.py draws them anew with every row that it adds.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Literal
 
-import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
@@ -57,15 +56,9 @@ class StudentConfig(ClicksConfig, frozen=True):
     """Part of the time of clicks after which the encoder learns as well; 1 for never."""
 
 
-def teacher_of(name: str, taps: tuple[int, ...] = ()) -> Segmenter:
-    """A teacher's network, on the CPU, keeping the tokens of some blocks."""
-    network = network_of(name, f"--teacher {name}: a student of FastSAM3D learns from")
-    if not taps:
-        return network
-    config = network.config.model_copy(update={"encoder": network.config.encoder.model_copy(update={"taps": taps})})
-    kept = Segmenter(config)
-    kept.load_state_dict(network.state_dict())
-    return kept.eval()
+def teacher_of(name: str) -> Segmenter:
+    """A teacher's network, on the CPU."""
+    return network_of(name, f"--teacher {name}: a student of FastSAM3D learns from")
 
 
 def student_of(teacher: SegmenterConfig, depth: int, still: int, heads: int | None, sparse: str) -> SegmenterConfig:
@@ -99,9 +92,7 @@ def take_over(network: nn.Module, config: StudentConfig) -> None:
     """Begin with the teacher's prompt encoder and mask head, where there is a teacher whose blocks fit the stages."""
     if not config.teacher:
         return
-    assert isinstance(network, Segmenter)
-    teacher = teacher_of(config.teacher)
-    stages_of(config, network.config.encoder.depth, teacher.config.encoder.depth)
+    teacher, _, _ = lesson_of(config, network)
     taught = {key: value for key, value in teacher.state_dict().items() if not key.startswith("encoder.")}
     network.load_state_dict(taught, strict=False)
 
@@ -122,17 +113,28 @@ def stages_of(config: StudentConfig, student: int, teacher: int) -> tuple[list[P
     return pairs, [length / sum(lengths) for length in lengths]
 
 
+def lesson_of(config: StudentConfig, student: nn.Module) -> tuple[Segmenter, list[Pair], list[float]]:
+    """The teacher, which keeps the tokens that are compared, and `stages_of` both."""
+    assert isinstance(student, Segmenter)
+    teacher = teacher_of(config.teacher)
+    encoder = teacher.config.encoder
+    pairs, lengths = stages_of(config, student.config.encoder.depth, encoder.depth)
+    taps = tuple(sorted({other for _, other in pairs if other} | {encoder.depth}))
+    kept = Segmenter(teacher.config.model_copy(update={"encoder": encoder.model_copy(update={"taps": taps})}))
+    kept.load_state_dict(teacher.state_dict())
+    return kept.eval(), pairs, lengths
+
+
 def task(network: nn.Module, plan: Plan, config: StudentConfig) -> nn.Module:
     """Imitation, then conversations; without a teacher conversations alone."""
     assert isinstance(network, Segmenter)
     clicks = ClickTask(network, config.turns)
     if not config.teacher:
         return clicks
-    teacher = teacher_of(config.teacher)
-    pairs, lengths = stages_of(config, network.config.encoder.depth, teacher.config.encoder.depth)
+    teacher, pairs, lengths = lesson_of(config, network)
     return DistillTask(
         network,
-        None if config.views else teacher_of(config.teacher, _blocks(pairs, teacher)),
+        None if config.views else teacher,
         pairs,
         config.imitation,
         config.keep,
@@ -150,17 +152,9 @@ def items(
     drawn = click_methods.items(cases, plan, config, network, device, show)
     if not (config.teacher and config.views):
         return drawn
-    assert isinstance(network, Segmenter)
-    teacher = teacher_of(config.teacher)
-    pairs, _ = stages_of(config, network.config.encoder.depth, teacher.config.encoder.depth)
-    asked = teacher_of(config.teacher, _blocks(pairs, teacher)).to(device)
-    place = cache_folder() / f"taught-{_key(cases, plan, config, asked, pairs)}"
-    return Taught(drawn, asked, [other for _, other in pairs], config.views, place, show)
-
-
-def _blocks(pairs: Sequence[Pair], teacher: Segmenter) -> tuple[int, ...]:
-    """Whose tokens a teacher keeps."""
-    return tuple(sorted({other for _, other in pairs if other} | {teacher.config.encoder.depth}))
+    teacher, pairs, _ = lesson_of(config, network)
+    place = cache_folder() / f"taught-{_key(cases, plan, config, teacher, pairs)}"
+    return Taught(drawn, teacher.to(device), [other for _, other in pairs], config.views, place, show)
 
 
 def _key(cases: Sequence[Prepared], plan: Plan, config: StudentConfig, teacher: Segmenter, pairs: list[Pair]) -> str:
@@ -172,7 +166,7 @@ def _key(cases: Sequence[Prepared], plan: Plan, config: StudentConfig, teacher: 
         digest.update(str(getattr(case.image, "filename", "")).encode())
     for name, tensor in teacher.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
 
