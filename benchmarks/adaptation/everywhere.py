@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from volsam.cli import app
 from volsam.data.dataset import read_dataset, read_image, read_label
 from volsam.errors import BadInput
-from volsam.recipes.method import load_methods, methods
+from volsam.recipes.methods.method import load_methods, methods
 
 HERE = Path(__file__).parent
 # Methods that need more than a dataset, or make what others begin with.

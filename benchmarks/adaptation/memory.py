@@ -25,7 +25,7 @@ from volsam.data.preparation import Preparation
 from volsam.evaluation.published.sam import Sam
 from volsam.models import sizes
 from volsam.models.encoder import Encoder
-from volsam.recipes.method import load_methods
+from volsam.recipes.methods.method import load_methods
 from volsam.training.run import Plan
 
 HERE = Path(__file__).parent

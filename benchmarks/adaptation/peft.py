@@ -29,10 +29,11 @@ from volsam.data.dataset import read_dataset
 from volsam.models.features import Features, Prediction
 from volsam.models.segmenter import enlarge
 from volsam.models.visual_sampler import VisualSampler
-from volsam.recipes import runs, trained
-from volsam.recipes.method import Weights, load_methods, methods
-from volsam.recipes.sam_adapter_3d import SamAdapter3D
-from volsam.recipes.volume_methods import ClickConfig, clicked
+from volsam.recipes import trained
+from volsam.recipes.families.sam_adapter_3d import SamAdapter3D
+from volsam.recipes.methods import runs
+from volsam.recipes.methods.method import Weights, load_methods, methods
+from volsam.recipes.methods.volumes import ClickConfig, clicked
 from volsam.training.run import Plan, counts
 
 HERE = Path(__file__).parent

@@ -26,7 +26,7 @@ from typing import Any
 
 from picture import pictures as drawn
 
-from volsam.recipes.method import FEW
+from volsam.recipes.methods.method import FEW
 
 HERE = Path(__file__).parent
 # A method: what is typed, and settings that fit small volumes on one thread.

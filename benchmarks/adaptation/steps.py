@@ -34,7 +34,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measured(options.one, options.dataset)))
         return
-    from volsam.recipes.method import load_methods
+    from volsam.recipes.methods.method import load_methods
 
     path = options.output / "steps.json"
     rows = json.loads(path.read_text()) if path.exists() else []
@@ -59,7 +59,7 @@ def measured(method: str, folder: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     from volsam.data.dataset import read_dataset
-    from volsam.recipes import runs
+    from volsam.recipes.methods import runs
 
     dataset = read_dataset(folder)
     fold = runs.choose_cases(dataset, 0, 1, 0, str)

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=24, help="invented volumes more, to be scored on alone")
     parser.add_argument("--teacher-minutes", type=float, default=60, help="of processor time")
     parser.add_argument("--student-minutes", type=float, default=15, help="of processor time")
-    parser.add_argument("--views", type=int, default=0, help="that the teacher is asked about before, 0: in every step")
+    parser.add_argument("--views", type=int, default=0, help="of one student more, whose teacher tells of them once")
     parser.add_argument("--work", type=Path, default=Path("runs/distillation"), help="where runs are kept")
     parser.add_argument("--output", type=Path, default=HERE)
     options = parser.parse_args()
@@ -54,26 +54,35 @@ def main() -> None:
     minutes = {
         "teacher": options.teacher_minutes,
         "distilled": options.student_minutes,
+        "kept": options.student_minutes,
         "alone": options.student_minutes,
     }
     commands: dict[str, list[Any]] = {
         "teacher": ["train", "sam-med3d", dataset, "-o", teacher],
         "distilled": ["distill", "fastsam3d", dataset, "--teacher", teacher, "-o", options.work / "distilled"],
+        "kept": ["distill", "fastsam3d", dataset, "--teacher", teacher, "-o", options.work / "kept"],
         "alone": ["train", "fastsam3d", dataset, "-o", options.work / "alone"],
     }
+    if not options.views:
+        del commands["kept"]
     more: dict[str, dict[str, Any]] = {
         "teacher": {**SIZES, "depth": 12},
-        "distilled": {"views": options.views},
+        "distilled": {},
+        "kept": {"views": options.views},
         "alone": {**SIZES, "heads": 3},
     }
     rows = []
     for name, words in commands.items():
+        run = options.work / name
         settings = {**more[name], "minutes": minutes[name], "clock": "cpu", "max_steps": 10**6, "validate_every": 0.5}
-        volsam([*words, "--device", "cpu", *(w for k, v in settings.items() for w in ("--set", f"{k}={v}"))])
+        if not (run / "run.json").exists():
+            volsam([*words, "--device", "cpu", *(w for k, v in settings.items() for w in ("--set", f"{k}={v}"))])
         report = options.work / f"{name}-report"
         splits = dataset / NAME
-        volsam(["evaluate", options.work / name, dataset, "-o", report, "--split", splits, "--clicks", str(max(SHOWN))])
-        rows.append({"name": name, **scores(report), **seconds(options.work / name, dataset), "minutes": minutes[name]})
+        volsam(["evaluate", run, dataset, "-o", report, "--split", splits, "--clicks", str(max(SHOWN))])
+        steps = json.loads((run / "run.json").read_text())["steps"]
+        found = {"name": name, **scores(report), **seconds(run, dataset), "minutes": minutes[name], "steps": steps}
+        rows.append(found)
         print(json.dumps(rows[-1]), flush=True)
         options.output.mkdir(parents=True, exist_ok=True)
         (options.output / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -222,6 +231,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     told = {
         "teacher": "teacher, SAM-Med3D with 12 blocks",
         "distilled": "student, distilled",
+        "kept": "student, distilled from answers that were kept",
         "alone": "student, clicks alone",
     }
     lines = [
@@ -234,17 +244,16 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python "
         f"{platform.python_version()}, torch {torch.__version__}.",
         "",
-        "| model | encoder | trained | encode, s | "
+        "| model | encoder | trained | steps | encode, s | "
         + " | ".join(f"{n} click{'s' * (n > 1)}" for n in SHOWN)
         + " | objects |",
-        "| --- " * (5 + len(SHOWN)) + "|",
+        "| --- " * (6 + len(SHOWN)) + "|",
     ]
     for row in rows:
         cells = [f"{row[f'dice {clicks}']:.3f}" for clicks in SHOWN]
         lines.append(
-            f"| {told[row['name']]} | {row['encoder'] / 1e6:.1f} M | {row['minutes']:g} min | {row['encode']:.3f} | "
-            + " | ".join(cells)
-            + f" | {row['objects']} |"
+            f"| {told[row['name']]} | {row['encoder'] / 1e6:.1f} M | {row['minutes']:g} min | {row['steps']} | "
+            f"{row['encode']:.3f} | " + " | ".join(cells) + f" | {row['objects']} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -24,7 +24,7 @@ from typing import Any
 from volsam.data.dataset import Case, Dataset, mapped, read_dataset, read_image, read_label, write_table
 from volsam.data.io import read_volume, write_volume
 from volsam.data.splits import Fold, patient_of, write_splits
-from volsam.recipes.runs import choose_cases
+from volsam.recipes.methods.runs import choose_cases
 from volsam.volume import Volume
 
 HERE = Path(__file__).parent

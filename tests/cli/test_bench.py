@@ -11,7 +11,7 @@ from typer.testing import Result
 from volsam.evaluation import processes
 from volsam.evaluation.gate import read_goals
 from volsam.evaluation.published import figures, sam
-from volsam.recipes import child, compared, suites
+from volsam.recipes.bench import child, compared, suites
 
 Type = Callable[..., Result]
 TASKS = {task for tasks in suites.TASKS.values() for task in tasks}

@@ -16,7 +16,7 @@ from volsam.data.io import write_volume
 from volsam.evaluation.protocol import Objects
 from volsam.evaluation.study import Scene
 from volsam.geometry import Grid
-from volsam.recipes.fixture import read_fixture
+from volsam.recipes.families.fixture import read_fixture
 from volsam.volume import Volume
 
 from .conftest import error_of

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from volsam.cli import app
 from volsam.geometry import Grid
-from volsam.recipes.fixture import read_fixture
+from volsam.recipes.families.fixture import read_fixture
 from volsam.volume import Volume
 
 RECORDED = Path(__file__).parent.parent / "reference"

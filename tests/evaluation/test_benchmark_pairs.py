@@ -12,9 +12,9 @@ from volsam.evaluation import benchmark
 from volsam.evaluation.published import auto_sam, ma_sam, sam
 from volsam.evaluation.published.checkout import Checkout
 from volsam.evaluation.published.encoder import AdaptedBlock
-from volsam.recipes import compared, suites
-from volsam.recipes.compared import Pair
-from volsam.recipes.suites import Settings
+from volsam.recipes.bench import compared, suites
+from volsam.recipes.bench.compared import Pair
+from volsam.recipes.bench.suites import Settings
 
 SMALL = {"width": 48, "depth": 3, "heads": 4, "window": 3, "wide": (1,)}
 HEAD = {"hidden": 32, "quality_width": 16}

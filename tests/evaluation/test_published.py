@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from volsam.errors import BadInput
 from volsam.evaluation.published import auto_sam, figures, ma_sam, sam, sam_adapter_3d
 from volsam.evaluation.published.encoder import AdaptedBlock, Encoder, StudentBlock
-from volsam.recipes.fixture import Fixture, read_fixture
+from volsam.recipes.families.fixture import Fixture, read_fixture
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 PARITY = Path(os.environ.get("VOLSAM_SHARED", Path(__file__).parents[3] / "shared")) / "parity"

@@ -26,8 +26,8 @@ from volsam.inference.slices import (
 )
 from volsam.models.segmenter import Segmenter
 from volsam.prompts import Box, Click, MaskHint, PromptSet
-from volsam.recipes.family import fill, load_families
-from volsam.recipes.fixture import read_fixture
+from volsam.recipes.families.family import fill, load_families
+from volsam.recipes.families.fixture import read_fixture
 from volsam.volume import Volume
 
 RECORDED = Path(__file__).parent.parent / "reference" / "sam2d.json"

@@ -14,8 +14,8 @@ from volsam.models.features import Features, Prediction
 from volsam.models.prompt_encoder import PromptBatch
 from volsam.models.segmenter import Segmenter
 from volsam.prompts import Box, Click, GridPrompts, MaskHint, PromptSet
-from volsam.recipes.family import fill, load_families
-from volsam.recipes.fixture import read_fixture
+from volsam.recipes.families.family import fill, load_families
+from volsam.recipes.families.fixture import read_fixture
 from volsam.volume import Volume
 
 RECORDED = Path(__file__).parent.parent / "reference" / "sam_med3d.json"

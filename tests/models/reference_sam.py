@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from volsam.evaluation.published.encoder import Encoder, StudentBlock
 from volsam.evaluation.published.sam import Sam
-from volsam.recipes.fixture import tensor_input, weight
+from volsam.recipes.families.fixture import tensor_input, weight
 
 Config = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]

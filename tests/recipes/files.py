@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from volsam.recipes.fixture import read_fixture
+from volsam.recipes.families.fixture import read_fixture
 
 RECORDED = Path(__file__).parent.parent / "reference"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from volsam.recipes.family import Described, differences, family_of, on_no_device
+from volsam.recipes.families.family import Described, differences, family_of, on_no_device
 
 SHARED = Path(os.environ.get("VOLSAM_SHARED", Path(__file__).parents[3] / "shared"))
 CHECKPOINTS = SHARED / "parity" / "checkpoints"

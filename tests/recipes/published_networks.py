@@ -12,7 +12,7 @@ from volsam.evaluation.published.auto_sam import AutoSam, CnnHead, LinearHead
 from volsam.evaluation.published.encoder import AdaptedBlock
 from volsam.evaluation.published.ma_sam import MaSam
 from volsam.evaluation.published.sam import Sam
-from volsam.recipes.fixture import tensor_input, weight
+from volsam.recipes.families.fixture import tensor_input, weight
 
 Config = dict[str, Any]
 Parts = dict[str, nn.Module]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from volsam.evaluation.published.sam_adapter_3d import AggregationDecoder, VisualSampler, VolumeEncoder
-from volsam.recipes.fixture import tensor_input, weight
+from volsam.recipes.families.fixture import tensor_input, weight
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 

@@ -12,10 +12,10 @@ from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.models import sizes
 from volsam.models.dense_heads import ConvHeadConfig, LinearHeadConfig
-from volsam.recipes.auto_sam import ACDC_LABELS, AutoSam, automatic, recognises, train_heads
-from volsam.recipes.family import Described, built, families, family_of, fill
-from volsam.recipes.fixture import read_fixture
-from volsam.recipes.parity import verify
+from volsam.recipes.families.auto_sam import ACDC_LABELS, AutoSam, automatic, recognises, train_heads
+from volsam.recipes.families.family import Described, built, families, family_of, fill
+from volsam.recipes.families.fixture import read_fixture
+from volsam.recipes.families.parity import verify
 from volsam.volume import Volume
 
 from .published_networks import SMALL, record_auto_sam

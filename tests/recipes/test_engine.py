@@ -15,8 +15,8 @@ from volsam.models.fused import PackedLinear
 from volsam.models.segmenter import Segmenter
 from volsam.recipes import engine
 from volsam.recipes.engine import ENGINE_VARIABLE, PLAIN, choose_engine, prepared
-from volsam.recipes.family import fill, load_families
-from volsam.recipes.fixture import read_fixture
+from volsam.recipes.families.family import fill, load_families
+from volsam.recipes.families.fixture import read_fixture
 from volsam.recipes.importing import import_checkpoint
 
 from .files import RECORDED, saved, weights_of

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from volsam.cli import app
 from volsam.errors import BadFile, BadInput
-from volsam.recipes import runs, trained
-from volsam.recipes.from_checkout import PRESETS, TRUSTED, Answer, CheckoutConfig, complete
+from volsam.recipes import trained
+from volsam.recipes.methods import runs
+from volsam.recipes.methods.from_checkout import PRESETS, TRUSTED, Answer, CheckoutConfig, complete
 
 from ..training.conftest import make_dataset
 

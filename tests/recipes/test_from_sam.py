@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from volsam.errors import BadInput
 from volsam.models.original_names import from_original
-from volsam.recipes.from_sam import auto_sam_from_sam, ma_sam_from_sam
+from volsam.recipes.methods.from_sam import auto_sam_from_sam, ma_sam_from_sam
 
 from .manifests import manifest, needs_manifests
 from .sams import FULL, a_full_sam, a_tiny_sam

@@ -16,7 +16,7 @@ from volsam import Click, Session, Volume, load_model
 from volsam.evaluation.published.ma_sam import MaSam
 from volsam.inference.automatic import AutomaticModel
 from volsam.inference.session import Model
-from volsam.recipes import compared
+from volsam.recipes.bench import compared
 from volsam.recipes.importing import import_checkpoint, load_automatic
 
 pytestmark = pytest.mark.slow

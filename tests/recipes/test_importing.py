@@ -17,10 +17,10 @@ from volsam import Click, Session, Volume, load_model
 from volsam.errors import BadFile, BadInput, NotSupported
 from volsam.prompts import Box
 from volsam.recipes import store
-from volsam.recipes.family import families
-from volsam.recipes.fixture import read_fixture, weight
+from volsam.recipes.families.family import families
+from volsam.recipes.families.fixture import read_fixture, weight
+from volsam.recipes.families.parity import _difference as difference_of
 from volsam.recipes.importing import import_checkpoint, recognised
-from volsam.recipes.parity import _difference as difference_of
 
 from .files import (
     FORMS,

@@ -16,9 +16,9 @@ from volsam.geometry import Grid
 from volsam.inference.automatic import segment_slices
 from volsam.models import sizes
 from volsam.models.segmenter import SegmenterConfig
-from volsam.recipes.family import Described, built, differences, families, family_of, fill, on_no_device
-from volsam.recipes.fixture import read_fixture
-from volsam.recipes.ma_sam import (
+from volsam.recipes.families.family import Described, built, differences, families, family_of, fill, on_no_device
+from volsam.recipes.families.fixture import read_fixture
+from volsam.recipes.families.ma_sam import (
     BTCV,
     BTCV_LABELS,
     PROSTATE,
@@ -28,7 +28,7 @@ from volsam.recipes.ma_sam import (
     needs_sam,
     train_tuned,
 )
-from volsam.recipes.parity import verify
+from volsam.recipes.families.parity import verify
 from volsam.volume import Volume
 
 from .manifests import described, manifest, needs_manifests

@@ -9,10 +9,10 @@ from pydantic import BaseModel
 from volsam.errors import BadInput, VolsamError
 from volsam.models.encoder import EncoderConfig
 from volsam.models.prompt_encoder import PromptConfig
-from volsam.recipes import sam
-from volsam.recipes.family import Family
-from volsam.recipes.fixture import read_fixture
-from volsam.recipes.parity import ArrayDifference, verify
+from volsam.recipes.families import sam
+from volsam.recipes.families.family import Family
+from volsam.recipes.families.fixture import read_fixture
+from volsam.recipes.families.parity import ArrayDifference, verify
 
 from ..models import reference_sam
 

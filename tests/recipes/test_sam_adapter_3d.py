@@ -16,11 +16,11 @@ from volsam.errors import BadInput
 from volsam.evaluation.published.sam_adapter_3d import SamAdapter3D as PublishedSamAdapter3D
 from volsam.inference.volumes import CropModel
 from volsam.models.features import Prediction
-from volsam.recipes import sam_adapter_3d
-from volsam.recipes.family import Described, built, differences, families, family_of, fill, on_no_device
-from volsam.recipes.fixture import weight
-from volsam.recipes.parity import verify
-from volsam.recipes.sam_adapter_3d import ORGANS, SamAdapter3D, convert, crop_model, train_tuned
+from volsam.recipes.families import sam_adapter_3d
+from volsam.recipes.families.family import Described, built, differences, families, family_of, fill, on_no_device
+from volsam.recipes.families.fixture import weight
+from volsam.recipes.families.parity import verify
+from volsam.recipes.families.sam_adapter_3d import ORGANS, SamAdapter3D, convert, crop_model, train_tuned
 
 from . import reference_sam_adapter_3d as reference
 from .manifests import described, manifest, needs_manifests
@@ -195,8 +195,8 @@ def test_a_name_without_a_task_is_refused_and_so_is_a_crop_that_is_no_cube() -> 
 ENCODE = """
 import torch
 from volsam.evaluation.processes import own_peak
-from volsam.recipes.family import Described
-from volsam.recipes.sam_adapter_3d import build
+from volsam.recipes.families.family import Described
+from volsam.recipes.families.sam_adapter_3d import build
 from tests.recipes.reference_sam_adapter_3d import build as reference
 c = {sizes}
 with torch.device("meta"):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from volsam.inference.slices import SAM_MED2D
-from volsam.recipes.family import Described, built, families, family_of
-from volsam.recipes.parity import verify
+from volsam.recipes.families.family import Described, built, families, family_of
+from volsam.recipes.families.parity import verify
 
 from .manifests import fits, needs_manifests
 from .published_networks import SMALL, record_sam_med2d

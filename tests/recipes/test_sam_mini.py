@@ -16,7 +16,7 @@ from volsam.evaluation.metrics import dice
 from volsam.inference.slices import SliceModel
 from volsam.models.original_names import from_original
 from volsam.prompts import Click
-from volsam.recipes.family import Described, built, differences, family_of
+from volsam.recipes.families.family import Described, built, differences, family_of
 from volsam.recipes.recipe import shipped
 from volsam.recipes.sam_mini import WEIGHTS, build, tensors
 from volsam.volume import Volume

@@ -9,9 +9,9 @@ from volsam.adapters.methods import METHODS, Method
 from volsam.errors import BadInput
 from volsam.evaluation.published.sam_adapter_3d import AggregationDecoder, VolumeEncoder
 from volsam.models.original_names import from_original
-from volsam.recipes.from_sam import peft_from_sam, sam_adapter_3d_from_sam
-from volsam.recipes.sam_adapter_3d import convert, train_tuned
-from volsam.recipes.sam_adapter_3d_automatic import AutomaticSamAdapter3D, VolumeConfig, prompted
+from volsam.recipes.families.sam_adapter_3d import convert, train_tuned
+from volsam.recipes.families.sam_adapter_3d_automatic import AutomaticSamAdapter3D, VolumeConfig, prompted
+from volsam.recipes.methods.from_sam import peft_from_sam, sam_adapter_3d_from_sam
 
 from .sams import a_full_sam, a_tiny_sam
 from .test_from_sam import count, gradients_reach_exactly_what_learns, learning

@@ -10,10 +10,10 @@ from volsam.inference.session import Session
 from volsam.models.prompt_encoder import NEGATIVE, NOT_A_POINT, POSITIVE
 from volsam.models.segmenter import Segmenter
 from volsam.prompts import Click
-from volsam.recipes import runs
-from volsam.recipes.click_methods import ClicksConfig, segmenter_config
-from volsam.recipes.distillation import StudentConfig, stages_of, teacher_of
 from volsam.recipes.importing import load
+from volsam.recipes.methods import runs
+from volsam.recipes.methods.clicks import ClicksConfig, segmenter_config
+from volsam.recipes.methods.distillation import StudentConfig, stages_of, teacher_of
 from volsam.training.clicks import ClickTask, clicks_on_errors
 from volsam.training.distill import EMBEDDING, DistillTask, Taught, pairs_of
 from volsam.training.items import Items

@@ -10,8 +10,9 @@ from torch.testing import assert_close
 from torch.utils.data import default_collate
 
 from volsam.errors import BadFile, BadInput
-from volsam.recipes import runs, trained
-from volsam.recipes.method import load_methods
+from volsam.recipes import trained
+from volsam.recipes.methods import runs
+from volsam.recipes.methods.method import load_methods
 from volsam.training.config import TrainConfig, configured
 from volsam.training.items import Numbers
 

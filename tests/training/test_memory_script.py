@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from volsam.data.preparation import Preparation
-from volsam.recipes.method import load_methods
+from volsam.recipes.methods.method import load_methods
 from volsam.training.run import Plan
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "adaptation" / "counting.py"

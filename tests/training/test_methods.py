@@ -14,9 +14,9 @@ from volsam.inference.session import Session
 from volsam.inference.slices import SlicePredictor, SlicePrompts
 from volsam.models.segmenter import enlarge
 from volsam.prompts import Click
-from volsam.recipes import runs
 from volsam.recipes.importing import load, load_automatic
-from volsam.recipes.method import load_methods
+from volsam.recipes.methods import runs
+from volsam.recipes.methods.method import load_methods
 from volsam.recipes.trained import load_run
 from volsam.training.config import configured
 from volsam.training.contrast import contrast

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from volsam.evaluation.gate import Goal
     from volsam.evaluation.machine import Probe
     from volsam.evaluation.scoreboard import Result
-    from volsam.recipes.suites import Settings, Suite
+    from volsam.recipes.bench.suites import Settings, Suite
 
 QUICK_ROUNDS, FULL_ROUNDS = 3, 9
 
@@ -88,10 +88,10 @@ def _settings(
     against: str, device: str, size: int | None, volume: str, dtype: str, engine: str | None, seed: int
 ) -> Settings:
     from volsam.evaluation.published.checkout import Checkout
-    from volsam.recipes import compared
+    from volsam.recipes.bench import compared
+    from volsam.recipes.bench.suites import Settings
     from volsam.recipes.engine import choose_engine
     from volsam.recipes.recipe import choose_device
-    from volsam.recipes.suites import Settings
 
     if dtype == "int8":
         raise NotSupported(
@@ -132,7 +132,7 @@ def _numbers(text: str, option: str, count: int | None = None) -> list[int]:
 
 
 def _suites(text: str, full: bool) -> list[Suite]:
-    from volsam.recipes.suites import SUITES
+    from volsam.recipes.bench.suites import SUITES
 
     wanted = [word for word in text.split(",") if word] or (list(SUITES) if full else ["click"])
     for word in wanted:
@@ -143,8 +143,8 @@ def _suites(text: str, full: bool) -> list[Suite]:
 
 def _models(suite: Suite, text: str, full: bool, settings: Settings) -> list[str]:
     """The networks of a suite; with a checkout those that it holds."""
-    from volsam.recipes.compared import OWN
-    from volsam.recipes.suites import QUICK, SUITES, models_of
+    from volsam.recipes.bench.compared import OWN
+    from volsam.recipes.bench.suites import QUICK, SUITES, models_of
 
     able = models_of(suite)
     if settings.checkout is not None:
@@ -173,15 +173,15 @@ def _goals(path: Path | None) -> list[Goal]:
     if path is None:
         return []
     from volsam.evaluation.gate import read_goals
-    from volsam.recipes.compared import OWN, PAIRS
-    from volsam.recipes.suites import TASKS
+    from volsam.recipes.bench.compared import OWN, PAIRS
+    from volsam.recipes.bench.suites import TASKS
 
     return read_goals(path, {task for tasks in TASKS.values() for task in tasks}, {*PAIRS, OWN})
 
 
 def _check_references(chosen: dict[Suite, list[str]], settings: Settings) -> None:
     """No ratio without the published network's weight and cost; a checkout is checked when it is built."""
-    from volsam.recipes import compared
+    from volsam.recipes.bench import compared
 
     names = {name for some in chosen.values() for name in some}
     if not names:
@@ -197,8 +197,8 @@ def _check_references(chosen: dict[Suite, list[str]], settings: Settings) -> Non
 def _list(settings: Settings) -> None:
     """What there is; files of a checkout are looked at, none is run."""
     from volsam.evaluation.published.figures import PUBLISHED
-    from volsam.recipes import compared
-    from volsam.recipes.suites import SUITES, models_of
+    from volsam.recipes.bench import compared
+    from volsam.recipes.bench.suites import SUITES, models_of
 
     rows = []
     for name in [*compared.present(), compared.OWN]:
@@ -226,7 +226,7 @@ def _run(
     from volsam.evaluation import benchmark
     from volsam.evaluation.processes import MEASURABLE
     from volsam.evaluation.scoreboard import Result
-    from volsam.recipes import suites
+    from volsam.recipes.bench import suites
 
     if suite == "start":
         return _run_from_the_start(names, settings, passes, rounds, probes)
@@ -258,8 +258,8 @@ def _run(
 def _memory(suite: Suite, names: list[str], settings: Settings, candidates: list[str]) -> dict[str, dict[str, float]]:
     """Peak memory of every candidate in a process of its own, MiB."""
     from volsam.evaluation.processes import run
-    from volsam.recipes.compared import OWN, PAIRS
-    from volsam.recipes.suites import published_name
+    from volsam.recipes.bench.compared import OWN, PAIRS
+    from volsam.recipes.bench.suites import published_name
 
     keys = {(name, "ours"): name for name in PAIRS} | {(name, "published"): published_name(name) for name in PAIRS}
     keys[(OWN, "ours")] = OWN
@@ -278,7 +278,7 @@ def _memory(suite: Suite, names: list[str], settings: Settings, candidates: list
             "against": None if settings.checkout is None else str(settings.checkout.path),
             "engine": settings.engine,
         }
-        alone = run([sys.executable, "-m", "volsam.recipes.child", "memory", json.dumps(asked)])
+        alone = run([sys.executable, "-m", "volsam.recipes.bench.child", "memory", json.dumps(asked)])
         found[printed] = json.loads(alone.output.splitlines()[-1])
     return found
 
@@ -293,7 +293,7 @@ def _run_from_the_start(
     from volsam.evaluation.benchmark import Candidate, Pass, Sample
     from volsam.evaluation.processes import run
     from volsam.evaluation.scoreboard import Result
-    from volsam.recipes import compared, suites
+    from volsam.recipes.bench import compared, suites
 
     if settings.device != "cpu":
         raise NotSupported("the start suite runs on a CPU: leave --device out, or choose other suites")
@@ -313,7 +313,7 @@ def _run_from_the_start(
         if compared.OWN in names:
             modes[compared.OWN] = ("own", "-")
         commands = {
-            name: [sys.executable, "-m", "volsam.recipes.child", mode, file, str(scan), voxel]
+            name: [sys.executable, "-m", "volsam.recipes.bench.child", mode, file, str(scan), voxel]
             for name, (mode, file) in modes.items()
         }
         order = random.Random(settings.seed)

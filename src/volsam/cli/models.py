@@ -185,8 +185,8 @@ def verify(
     fixture: Annotated[Path, typer.Argument(metavar="FIXTURE.json", help="Its arrays lie beside it, as .npz.")],
 ) -> None:
     """Rebuild a published network, run it, and compare every array that the original computed."""
-    from volsam.recipes.parity import TOLERANCE
-    from volsam.recipes.parity import verify as compare
+    from volsam.recipes.families.parity import TOLERANCE
+    from volsam.recipes.families.parity import verify as compare
 
     with Steps()(f"computing what {fixture.name} describes"):
         differences = compare(fixture)

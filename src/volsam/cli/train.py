@@ -14,7 +14,7 @@ from volsam.cli.options import Device
 from volsam.errors import BadFile, BadInput, MissingExtra
 
 if TYPE_CHECKING:
-    from volsam.recipes.runs import Job
+    from volsam.recipes.methods.runs import Job
     from volsam.training.loop import Progress
     from volsam.training.run import Record
 
@@ -44,7 +44,7 @@ def show_recipes(wanted: bool) -> None:
     """Print every recipe, and end the command."""
     if not wanted:
         return
-    from volsam.recipes.method import load_methods
+    from volsam.recipes.methods.method import load_methods
 
     known = load_methods()
     rows = [[name, known[name].title, known[name].init or "nothing", known[name].source] for name in known]
@@ -57,7 +57,7 @@ def show_settings(name: str | None) -> None:
     if name is None:
         return
     from volsam.errors import VolsamError
-    from volsam.recipes.method import load_methods
+    from volsam.recipes.methods.method import load_methods
     from volsam.training.config import described
 
     try:
@@ -128,7 +128,7 @@ def begin(
     _require_extra()
     from volsam.data.dataset import read_dataset
     from volsam.data.splits import patient_of
-    from volsam.recipes import runs
+    from volsam.recipes.methods import runs
     from volsam.recipes.recipe import choose_device
 
     found = read_dataset(dataset)
@@ -149,7 +149,7 @@ def begin(
 
 def carry_out(job: Job, tensorboard: bool, dry: bool, test: int = 0) -> None:
     """Say what a run takes, train, and say what came out."""
-    from volsam.recipes import runs
+    from volsam.recipes.methods import runs
 
     first = int(os.environ.get("RANK", "0")) == 0
     record = job.folder.record()

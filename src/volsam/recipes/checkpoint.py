@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from volsam.errors import BadFile, BadInput
-from volsam.recipes.family import Described, Family, built, fill, on_no_device
+from volsam.recipes.families.family import Described, Family, built, fill, on_no_device
 from volsam.recipes.store import checksum
 
 # Where training scripts put the weights, beside the state of their optimisers.

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from volsam.errors import BadFile, BadInput, NotSupported
-from volsam.recipes import ma_sam, store, trained, volsam_s
+from volsam.recipes import store, trained, volsam_s
 from volsam.recipes.checkpoint import Checkpoint, filled, read_checkpoint, require_finite, sizes_fit
 from volsam.recipes.engine import no_engine, prepared
-from volsam.recipes.family import Described, Family, family_of, load_families
+from volsam.recipes.families import ma_sam
+from volsam.recipes.families.family import Described, Family, family_of, load_families
 
 if TYPE_CHECKING:
     from volsam.inference.automatic import AutomaticModel

@@ -37,8 +37,8 @@ def tensors(weights: Path = WEIGHTS) -> dict[str, Tensor]:
 def build(weights: Path, device: str = "cpu") -> SliceModel:
     """The model with weights from a safetensors file; every tensor must be there and fit."""
     from volsam.recipes.checkpoint import filled
-    from volsam.recipes.family import Described, families
-    from volsam.recipes.sam import slice_model
+    from volsam.recipes.families.family import Described, families
+    from volsam.recipes.families.sam import slice_model
 
     found = tensors(weights)
     described = Described(str(weights), {name: tuple(tensor.shape) for name, tensor in found.items()})

@@ -33,7 +33,7 @@ from volsam.recipes.recipe import shipped
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from volsam.recipes.family import Family
+    from volsam.recipes.families.family import Family
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Card(BaseModel, frozen=True):
     """What is known of a stored model."""
 
     family: str
-    """The network: a name of `volsam.recipes.family`."""
+    """The network: a name of `volsam.recipes.families.family`."""
     variant: str | None = None
     """How its weights differ from the family's own: "medsam" is SAM tuned for boxes."""
     title: str
@@ -186,7 +186,7 @@ def network_of(model: StoredModel) -> tuple[Family, nn.Module]:
     from safetensors.torch import load_file
 
     from volsam.recipes.checkpoint import filled
-    from volsam.recipes.family import Described, load_families
+    from volsam.recipes.families.family import Described, load_families
 
     again = f"volsam models remove {model.name} --yes, then import it again"
     if not model.present:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, TypeGuard
 from torch import nn
 
 from volsam.errors import BadFile
-from volsam.recipes.method import Method, Weights, load_methods
+from volsam.recipes.methods.method import Method, Weights, load_methods
 from volsam.training.run import BEST, LAST, Init, Record, RunFolder
 
 if TYPE_CHECKING:
     from volsam.inference.automatic import AutomaticModel
-    from volsam.recipes.method import Trained
+    from volsam.recipes.methods.method import Trained
 
 
 def initial(method: Method, named: str | None) -> tuple[Weights | None, Init]:

@@ -17,7 +17,7 @@ from volsam.models.aggregation_head import AggregationHead, enlarged_to_corners
 from volsam.models.encoder import Encoder, EncoderConfig
 from volsam.models.segmenter import enlarge
 from volsam.models.visual_sampler import VisualSampler
-from volsam.recipes.sam_adapter_3d import SamAdapter3D, volume_encoder
+from volsam.recipes.families.sam_adapter_3d import SamAdapter3D, volume_encoder
 
 
 class VolumeConfig(BaseModel, frozen=True, extra="forbid"):

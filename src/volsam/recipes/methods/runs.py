@@ -25,7 +25,7 @@ from volsam.data.splits import Fold, make_folds, read_splits, write_splits
 from volsam.errors import BadInput
 from volsam.evaluation.metrics import dice
 from volsam.models.encoder import Encoder
-from volsam.recipes.method import Method, cache_folder, load_methods
+from volsam.recipes.methods.method import Method, cache_folder, load_methods
 from volsam.recipes.trained import initial, is_automatic
 from volsam.training.config import TrainConfig, configured
 from volsam.training.items import Items
@@ -34,7 +34,7 @@ from volsam.training.run import RUN, Plan, Record, RunFolder, counts
 
 if TYPE_CHECKING:
     from volsam.inference.session import Model
-    from volsam.recipes.method import Trained
+    from volsam.recipes.methods.method import Trained
 
 # Of a dataset without a splits file, one case in so many is left for the test, and one for validation.
 FOLDS = 5

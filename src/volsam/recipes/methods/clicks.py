@@ -24,8 +24,8 @@ from volsam.models.mask_head import HeadConfig
 from volsam.models.prompt_encoder import PromptConfig
 from volsam.models.segmenter import Segmenter, SegmenterConfig
 from volsam.recipes.engine import PLAIN
-from volsam.recipes.family import fill, load_families
-from volsam.recipes.method import Method, Show, Weights, augment_of, methods, plan_of
+from volsam.recipes.families.family import fill, load_families
+from volsam.recipes.methods.method import Method, Show, Weights, augment_of, methods, plan_of
 from volsam.recipes.recipe import load_model
 from volsam.training.clicks import ClickTask
 from volsam.training.config import TrainConfig

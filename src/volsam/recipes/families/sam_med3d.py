@@ -8,8 +8,8 @@ from volsam.inference.openvino import OpenVinoSegmenter
 from volsam.inference.volumes import ClickModel
 from volsam.models.original_names import from_original
 from volsam.models.segmenter import Segmenter
-from volsam.recipes.family import Described, Family, families
-from volsam.recipes.sam import compute, is_plain, segmenter_config
+from volsam.recipes.families.family import Described, Family, families
+from volsam.recipes.families.sam import compute, is_plain, segmenter_config
 
 
 def attends_everywhere(described: Described) -> bool:

@@ -18,7 +18,7 @@ from volsam.data.dataset import Case, Dataset
 from volsam.data.preparation import Preparation, Prepared, patch_of, spacing_of
 from volsam.models.dense_classes import DenseClassNet
 from volsam.models.dense_prompt import DensePromptNet
-from volsam.recipes.method import FEW, Method, Show, Weights, all_alike, augment_of, augmented, methods, plan_of
+from volsam.recipes.methods.method import FEW, Method, Show, Weights, all_alike, augment_of, augmented, methods, plan_of
 from volsam.recipes.recipe import EMBEDDED
 from volsam.training.augment import Strength
 from volsam.training.config import Decay, Share, TrainConfig

@@ -79,13 +79,13 @@ methods: Registry[Method] = Registry("method")
 
 def load_methods() -> Registry[Method]:
     """All methods: importing a recipe registers its own."""
-    import volsam.recipes.adapt
-    import volsam.recipes.click_methods
-    import volsam.recipes.distillation
-    import volsam.recipes.from_checkout
-    import volsam.recipes.plain_networks
-    import volsam.recipes.slice_methods
-    import volsam.recipes.volume_methods  # noqa: F401
+    import volsam.recipes.methods.adapt
+    import volsam.recipes.methods.clicks
+    import volsam.recipes.methods.distillation
+    import volsam.recipes.methods.from_checkout
+    import volsam.recipes.methods.plain_networks
+    import volsam.recipes.methods.slices
+    import volsam.recipes.methods.volumes  # noqa: F401
 
     return methods
 

@@ -13,8 +13,8 @@ from volsam.data.io import read_grid
 from volsam.data.preparation import Preparation, Prepared
 from volsam.errors import BadInput
 from volsam.inference.slices import AXES, plane_of
-from volsam.recipes.from_sam import auto_sam_from_sam, ma_sam_from_sam
-from volsam.recipes.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
+from volsam.recipes.methods.from_sam import auto_sam_from_sam, ma_sam_from_sam
+from volsam.recipes.methods.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
 from volsam.training.config import TrainConfig
 from volsam.training.items import Embedded, Items, Stacks
 from volsam.training.losses import auto_sam as auto_sam_loss

@@ -29,9 +29,9 @@ from volsam.models.mask_head import MaskHead
 from volsam.models.original_names import from_original
 from volsam.models.prompt_encoder import PromptBatch, PromptEncoder
 from volsam.models.segmenter import SegmenterConfig
-from volsam.recipes.family import Described, Family, families
-from volsam.recipes.fixture import Fixture
-from volsam.recipes.sam import encoder_config, head_config, prompt_config
+from volsam.recipes.families.family import Described, Family, families
+from volsam.recipes.families.fixture import Fixture
+from volsam.recipes.families.sam import encoder_config, head_config, prompt_config
 
 SLICES = 5
 """Slices of a stack, as published. The network itself takes stacks of any length."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from volsam.errors import BadInput
-from volsam.recipes.family import Family, built, family_of, fill
-from volsam.recipes.fixture import Array, Fixture, read_fixture
+from volsam.recipes.families.family import Family, built, family_of, fill
+from volsam.recipes.families.fixture import Array, Fixture, read_fixture
 
 TOLERANCE = 1e-4
 """Largest difference that counts as agreement, in float32 on a CPU."""

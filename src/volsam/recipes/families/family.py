@@ -20,7 +20,7 @@ from volsam.registry import Registry
 if TYPE_CHECKING:
     from volsam.inference.automatic import AutomaticModel
     from volsam.inference.session import Model
-    from volsam.recipes.fixture import Fixture
+    from volsam.recipes.families.fixture import Fixture
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ families: Registry[Family] = Registry("family of networks")
 
 def load_families() -> Registry[Family]:
     """All families: importing a recipe registers it."""
-    import volsam.recipes.auto_sam
-    import volsam.recipes.fast_sam_3d
-    import volsam.recipes.ma_sam
-    import volsam.recipes.sam
-    import volsam.recipes.sam_adapter_3d
-    import volsam.recipes.sam_med2d
-    import volsam.recipes.sam_med3d  # noqa: F401
+    import volsam.recipes.families.auto_sam
+    import volsam.recipes.families.fast_sam_3d
+    import volsam.recipes.families.ma_sam
+    import volsam.recipes.families.sam
+    import volsam.recipes.families.sam_adapter_3d
+    import volsam.recipes.families.sam_med2d
+    import volsam.recipes.families.sam_med3d  # noqa: F401
 
     return families
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from volsam.errors import BadInput
-from volsam.recipes.family import Described
+from volsam.recipes.families.family import Described
 
 Array = NDArray[Any]
 

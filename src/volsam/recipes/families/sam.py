@@ -20,8 +20,8 @@ from volsam.models.original_names import from_original
 from volsam.models.prompt_encoder import PromptBatch, PromptConfig
 from volsam.models.segmenter import Segmenter, SegmenterConfig
 from volsam.models.shapes import Shape
-from volsam.recipes.family import Described, Family, families
-from volsam.recipes.fixture import Fixture
+from volsam.recipes.families.family import Described, Family, families
+from volsam.recipes.families.fixture import Fixture
 
 # What marks a network that has more than SAM's parts, or others.
 FOREIGN = (".Adapter.", ".adapter", "FacT", "slice_embed", "mlahead", "cnn_head", "linear_head")

@@ -10,8 +10,8 @@ from volsam.adapters.slices import add_gated_surround
 from volsam.inference.slices import SAM_MED2D, SliceModel
 from volsam.models.original_names import from_original
 from volsam.models.segmenter import Segmenter
-from volsam.recipes.family import Described, Family, families
-from volsam.recipes.sam import compute, is_plain, segmenter_config
+from volsam.recipes.families.family import Described, Family, families
+from volsam.recipes.families.sam import compute, is_plain, segmenter_config
 
 MARK = ".Adapter."
 """What its weights have and SAM's have not."""

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from volsam.data.dataset import Case, Dataset
 from volsam.data.preparation import Preparation, patch_of, spacing_of
 from volsam.errors import BadFile, BadInput
-from volsam.recipes.method import Method, Weights, all_alike, methods, plan_of
-from volsam.recipes.plain_networks import PlainConfig, items, model, task
+from volsam.recipes.methods.method import Method, Weights, all_alike, methods, plan_of
+from volsam.recipes.methods.plain_networks import PlainConfig, items, model, task
 from volsam.training.run import Plan
 
 TRUSTED = "VOLSAM_CHECKOUT"

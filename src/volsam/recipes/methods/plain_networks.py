@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from volsam.data.dataset import Case, Dataset
 from volsam.data.preparation import Preparation, Prepared, patch_of, spacing_of
 from volsam.errors import BadInput
-from volsam.recipes.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
+from volsam.recipes.methods.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
 from volsam.training.config import TrainConfig
 from volsam.training.contrast import ContrastTask, Views, projection
 from volsam.training.items import Items, Patches

@@ -21,9 +21,9 @@ from volsam.models.encoder import Encoder, EncoderConfig, Image
 from volsam.models.mask_head import HeadConfig, MaskHead
 from volsam.models.original_names import from_original
 from volsam.models.prompt_encoder import FourierCode
-from volsam.recipes.family import Described, Family, families
-from volsam.recipes.fixture import Fixture
-from volsam.recipes.sam import at_rank, encoder_config, head_config, image_of
+from volsam.recipes.families.family import Described, Family, families
+from volsam.recipes.families.fixture import Fixture
+from volsam.recipes.families.sam import at_rank, encoder_config, head_config, image_of
 
 Head = Literal["vit", "cnn", "linear"]
 

@@ -1,9 +1,9 @@
 """What `volsam bench` runs in processes of their own: one candidate alone, or everything from the start to a mask.
 
-    python -m volsam.recipes.child memory '{"suite": "click", ...}'
-    python -m volsam.recipes.child published WEIGHTS.pt SCAN.npy I,J,K
-    python -m volsam.recipes.child ours WEIGHTS.pt SCAN.npy I,J,K
-    python -m volsam.recipes.child own - SCAN.npy I,J,K
+    python -m volsam.recipes.bench.child memory '{"suite": "click", ...}'
+    python -m volsam.recipes.bench.child published WEIGHTS.pt SCAN.npy I,J,K
+    python -m volsam.recipes.bench.child ours WEIGHTS.pt SCAN.npy I,J,K
+    python -m volsam.recipes.bench.child own - SCAN.npy I,J,K
 
 Each imports no more than a program that did this alone would.
 """
@@ -36,7 +36,7 @@ def memory(asked: dict[str, Any]) -> dict[str, float]:
     import torch
 
     from volsam.evaluation.published.checkout import Checkout
-    from volsam.recipes import compared, suites
+    from volsam.recipes.bench import compared, suites
 
     name, which, suite = asked["name"], asked["which"], asked["suite"]
     settings = suites.Settings(
@@ -90,7 +90,7 @@ def ours(weights: str, scan: str, voxel: tuple[int, ...]) -> int:
 
     from volsam.models.prompt_encoder import PromptBatch
     from volsam.models.segmenter import Segmenter
-    from volsam.recipes.family import Described, family_of, fill, on_no_device
+    from volsam.recipes.families.family import Described, family_of, fill, on_no_device
 
     tensors = torch.load(weights, weights_only=True, mmap=True)
     described = Described(weights, {name: tuple(tensor.shape) for name, tensor in tensors.items()})

@@ -16,9 +16,9 @@ from volsam.data.preparation import Preparation, Prepared, spacing_of
 from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.inference.volumes import CropModel
-from volsam.recipes import from_sam
-from volsam.recipes.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
-from volsam.recipes.slice_methods import SMALL_SAM, require
+from volsam.recipes.methods import from_sam
+from volsam.recipes.methods.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
+from volsam.recipes.methods.slices import SMALL_SAM, require
 from volsam.training.config import TrainConfig
 from volsam.training.items import Items, Patches
 from volsam.training.losses import sam_adapter_3d as half_and_half

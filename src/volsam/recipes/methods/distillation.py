@@ -17,10 +17,10 @@ from volsam.data.preparation import Prepared
 from volsam.errors import BadInput
 from volsam.inference.volumes import ClickModel
 from volsam.models.segmenter import Segmenter, SegmenterConfig
-from volsam.recipes import click_methods
-from volsam.recipes.click_methods import ClicksConfig, groups, model, network, network_of, plan, sizes_of_init
 from volsam.recipes.engine import PLAIN
-from volsam.recipes.method import Method, Show, cache_folder, methods
+from volsam.recipes.methods import clicks
+from volsam.recipes.methods.clicks import ClicksConfig, groups, model, network, network_of, plan, sizes_of_init
+from volsam.recipes.methods.method import Method, Show, cache_folder, methods
 from volsam.recipes.recipe import load_model
 from volsam.training.clicks import ClickTask
 from volsam.training.config import Share
@@ -128,9 +128,9 @@ def lesson_of(config: StudentConfig, student: nn.Module) -> tuple[Segmenter, lis
 def task(network: nn.Module, plan: Plan, config: StudentConfig) -> nn.Module:
     """Imitation, then conversations; without a teacher conversations alone."""
     assert isinstance(network, Segmenter)
-    clicks = ClickTask(network, config.turns)
+    corrected = ClickTask(network, config.turns)
     if not config.teacher:
-        return clicks
+        return corrected
     teacher, pairs, lengths = lesson_of(config, network)
     return DistillTask(
         network,
@@ -138,7 +138,7 @@ def task(network: nn.Module, plan: Plan, config: StudentConfig) -> nn.Module:
         pairs,
         config.imitation,
         config.keep,
-        clicks,
+        corrected,
         config.unfreeze,
         lengths=lengths,
         loss=config.loss,
@@ -149,7 +149,7 @@ def items(
     cases: Sequence[Prepared], plan: Plan, config: StudentConfig, network: nn.Module, device: str, show: Show
 ) -> Items:
     """Cubes around one object each, and beside them, if it is wanted, views of which the teacher has told already."""
-    drawn = click_methods.items(cases, plan, config, network, device, show)
+    drawn = clicks.items(cases, plan, config, network, device, show)
     if not (config.teacher and config.views):
         return drawn
     teacher, pairs, _ = lesson_of(config, network)

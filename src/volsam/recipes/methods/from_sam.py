@@ -23,14 +23,14 @@ from volsam.models.encoder import EncoderConfig
 from volsam.models.original_names import from_original
 from volsam.models.segmenter import SegmenterConfig
 from volsam.models.shapes import Shape
-from volsam.recipes import auto_sam, ma_sam, sam_adapter_3d, sam_adapter_3d_automatic
-from volsam.recipes.auto_sam import AutoSam, Head
 from volsam.recipes.checkpoint import sizes_fit
-from volsam.recipes.family import Described
-from volsam.recipes.ma_sam import StackSegmenter, encoder_at, resized_position
-from volsam.recipes.sam import FOREIGN, encoder_config, head_config, prompt_config
-from volsam.recipes.sam_adapter_3d import SamAdapter3D
-from volsam.recipes.sam_adapter_3d_automatic import AutomaticSamAdapter3D, VolumeConfig, prompted
+from volsam.recipes.families import auto_sam, ma_sam, sam_adapter_3d, sam_adapter_3d_automatic
+from volsam.recipes.families.auto_sam import AutoSam, Head
+from volsam.recipes.families.family import Described
+from volsam.recipes.families.ma_sam import StackSegmenter, encoder_at, resized_position
+from volsam.recipes.families.sam import FOREIGN, encoder_config, head_config, prompt_config
+from volsam.recipes.families.sam_adapter_3d import SamAdapter3D
+from volsam.recipes.families.sam_adapter_3d_automatic import AutomaticSamAdapter3D, VolumeConfig, prompted
 
 WHERE = "the SAM checkpoint"
 

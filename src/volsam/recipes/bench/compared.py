@@ -27,8 +27,8 @@ from volsam.evaluation.sides import (
     Stacks,
 )
 from volsam.inference.model import box_of
-from volsam.recipes.family import Described, built, fill, load_families
-from volsam.recipes.fixture import weight
+from volsam.recipes.families.family import Described, built, fill, load_families
+from volsam.recipes.families.fixture import weight
 
 Kind = Literal["cube", "slice", "crop", "stack", "single"]
 Which = Literal["ours", "published"]

@@ -6,7 +6,7 @@
 | encode | encode                    | volume to embedding                                                 |
 | volume | volume                    | all slices to masks (2D networks); first click in a scan of a size  |
 | train  | train                     | forward, loss, backward and one step of the optimiser               |
-| start  | start                     | a fresh process to its first mask, see `volsam.recipes.first_mask`  |
+| start  | start                     | a fresh process to its first mask: see `volsam.recipes.bench.child`|
 
 Enlarging and thresholding belong to the call. On a GPU `click.cold` and `click.warm` end with a mask on the device, and
 `click.cold_host`, `click.warm_host` with one on the host.
@@ -32,8 +32,8 @@ from volsam.geometry import Grid
 from volsam.inference.openvino import OpenVinoSegmenter
 from volsam.inference.session import Session
 from volsam.prompts import Click
-from volsam.recipes import compared
-from volsam.recipes.compared import OWN, OWN_PEER, Built, Pair, Which
+from volsam.recipes.bench import compared
+from volsam.recipes.bench.compared import OWN, OWN_PEER, Built, Pair, Which
 from volsam.recipes.engine import Engine, prepared
 from volsam.recipes.recipe import load_model
 from volsam.volume import Volume

@@ -27,8 +27,8 @@ from volsam.models.segmenter import enlarge
 from volsam.models.shapes import Shape
 from volsam.models.slice_merge import MergedSlices
 from volsam.models.visual_sampler import VisualSampler
-from volsam.recipes.family import Described, Family, families
-from volsam.recipes.fixture import Fixture
+from volsam.recipes.families.family import Described, Family, families
+from volsam.recipes.families.fixture import Fixture
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from volsam.models.encoder import Encoder, EncoderConfig
 from volsam.models.original_names import from_original
 from volsam.models.segmenter import Segmenter
-from volsam.recipes.family import Described, Family, families
-from volsam.recipes.fixture import Fixture
-from volsam.recipes.sam import compute, encoder_config, image_of, is_plain, segmenter_config
-from volsam.recipes.sam_med3d import attends_everywhere, click_model
+from volsam.recipes.families.family import Described, Family, families
+from volsam.recipes.families.fixture import Fixture
+from volsam.recipes.families.sam import compute, encoder_config, image_of, is_plain, segmenter_config
+from volsam.recipes.families.sam_med3d import attends_everywhere, click_model
 
 
 def build_encoder(described: Described) -> nn.Module:
