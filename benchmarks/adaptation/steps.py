@@ -3,9 +3,9 @@
     python benchmarks/adaptation/steps.py --dataset ../shared/data/hippocampus
     volsam bench --suite train --models sam-med3d,fastsam3d --rounds 3 --threads 1
 
-The first makes every method ready on a dataset, with its own settings, and makes two steps, of which the second counts;
-it is for a machine on which nothing else runs. What is in steps.json already is not done again. The second sets our
-networks beside the published ones, at the size of the papers, where there is something to compare with.
+The first makes every method ready on a dataset, with its own settings, and makes two steps three times, of which the
+second counts; it is for a machine on which nothing else runs. What is in steps.json already is not done again. The
+second sets our networks beside the published ones, at the size of the papers, where there is something to compare with.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 HERE = Path(__file__).parent
 # Methods that need more than a dataset.
 LEFT_OUT = ("checkout",)
+ROUNDS = 3
 
 
 def main() -> None:
@@ -65,17 +66,17 @@ def measured(method: str, folder: Path) -> dict[str, Any]:
     fold = runs.choose_cases(dataset, 0, 1, 0, str)
     with tempfile.TemporaryDirectory() as work:
         job = runs.start(method, dataset, Path(work) / "run", settings={"max_steps": 1}, fold=fold)
-        found = runs.prospect(job)
+        found = [runs.prospect(job) for _ in range(ROUNDS)]
     item = job.items[0]
     seen = next(item[name] for name in ("image", "embedding") if name in item)
     return {
         "method": method,
         "input": list(seen.shape),
         "batch": job.config.batch_size,
-        "trained": found.trained,
-        "frozen": found.frozen,
-        "seconds": round(found.seconds, 3),
-        "memory": round(found.memory, 2),
+        "trained": found[0].trained,
+        "frozen": found[0].frozen,
+        "seconds": sorted(round(one.seconds, 3) for one in found),
+        "memory": round(found[0].memory, 2),
     }
 
 
@@ -87,7 +88,8 @@ def table(rows: list[dict[str, Any]], dataset: str) -> str:
         "# A step of training, method by method",
         "",
         f"Made by `benchmarks/adaptation/steps.py` on {dataset}, each method with its own settings: the second of two "
-        "steps, and the peak of the process, what AdamW keeps included. Inputs differ, so rows do not rank methods. "
+        "steps, the median of three times with the quickest and the slowest, and the peak of the process, what AdamW "
+        "keeps included. Inputs differ, so rows do not rank methods. "
         "Beside the published code, at the size of the papers: `benchmarks/originals/results.md`.",
         "",
         f"Machine: {platform.machine()}, {platform.system()}, Python {platform.python_version()}, torch "
@@ -99,9 +101,9 @@ def table(rows: list[dict[str, Any]], dataset: str) -> str:
     for row in rows:
         size = " × ".join(map(str, row["input"]))
         weights = f"{row['trained'] / 1e6:.2f} M, {row['frozen'] / 1e6:.2f} M"
-        lines.append(
-            f"| {row['method']} | {size} | {row['batch']} | {weights} | {row['seconds']:.2f} | {row['memory']:.1f} |"
-        )
+        low, middle, high = row["seconds"]
+        taken = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        lines.append(f"| {row['method']} | {size} | {row['batch']} | {weights} | {taken} | {row['memory']:.1f} |")
     return "\n".join(lines) + "\n"
 
 

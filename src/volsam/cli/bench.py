@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
-import sys
 from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +14,6 @@ from volsam.errors import BadInput, NotSupported
 
 if TYPE_CHECKING:
     from volsam.evaluation.gate import Goal
-    from volsam.evaluation.machine import Probe
     from volsam.evaluation.scoreboard import Result
     from volsam.recipes.bench.suites import Settings, Suite
 
@@ -63,6 +58,7 @@ def bench(
     _check_references(chosen, settings)
 
     from volsam.evaluation import machine, scoreboard
+    from volsam.recipes.bench.race import race
 
     with Steps()("probing the machine"):
         probes = [machine.probe(count, device) for count in passes]
@@ -72,7 +68,7 @@ def bench(
     for one, names in chosen.items():
         if not names:
             continue
-        found = _run(one, names, settings, passes, rounds or (FULL_ROUNDS if full else QUICK_ROUNDS), probes)
+        found = race(one, names, settings, passes, rounds or (FULL_ROUNDS if full else QUICK_ROUNDS), probes, Steps())
         results.append(found)
         _show(found)
     if to is not None:
@@ -215,135 +211,6 @@ def _list(settings: Settings) -> None:
     table(("model", "suites", "published: params M", "GFLOP"), rows)
     if settings.checkout is not None:
         typer.echo(f"{settings.checkout.path} holds {' and '.join(settings.checkout.fits)}")
-
-
-# --- running -------------------------------------------------------------------------------------------------------
-
-
-def _run(
-    suite: Suite, names: list[str], settings: Settings, passes: list[int], rounds: int, probes: list[Probe]
-) -> Result:
-    from volsam.evaluation import benchmark
-    from volsam.evaluation.processes import MEASURABLE
-    from volsam.evaluation.scoreboard import Result
-    from volsam.recipes.bench import suites
-
-    if suite == "start":
-        return _run_from_the_start(names, settings, passes, rounds, probes)
-    steps = Steps()
-    with steps(f"{suite}: building {', '.join(names)}"):
-        candidates = suites.candidates(suite, names, settings)
-    result = Result(suite, candidates, [], probes)
-    with steps(f"{suite}: rehearsing"):
-        result.gflop = benchmark.rehearse(candidates)
-    by_name = {candidate.name: candidate for candidate in candidates}
-    for index, threads in enumerate(passes):
-        with steps(f"{suite}: {rounds} rounds on {threads} threads"):
-            seed = settings.seed + index
-            measured = benchmark.measure(
-                candidates, rounds=rounds, threads=threads, device=settings.device, warm_ups=0, seed=seed
-            )
-            result.passes.append(measured)
-        if index == 0:  # compared is what the timed calls compute
-            for candidate in candidates:
-                if candidate.same and candidate.peer in by_name:
-                    found = benchmark.agreement(candidate.outputs(), by_name[candidate.peer].outputs())
-                    result.agreements[candidate.name] = found
-    if MEASURABLE:
-        with steps(f"{suite}: memory, each alone"):
-            result.memory = _memory(suite, names, settings, [candidate.name for candidate in candidates])
-    return result
-
-
-def _memory(suite: Suite, names: list[str], settings: Settings, candidates: list[str]) -> dict[str, dict[str, float]]:
-    """Peak memory of every candidate in a process of its own, MiB."""
-    from volsam.evaluation.processes import run
-    from volsam.recipes.bench.compared import OWN, PAIRS
-    from volsam.recipes.bench.suites import published_name
-
-    keys = {(name, "ours"): name for name in PAIRS} | {(name, "published"): published_name(name) for name in PAIRS}
-    keys[(OWN, "ours")] = OWN
-    found = {}
-    for (name, which), printed in keys.items():
-        if printed not in candidates:
-            continue
-        asked = {
-            "suite": suite,
-            "name": name,
-            "which": which,
-            "device": settings.device,
-            "size": settings.size,
-            "volume": settings.volume,
-            "dtype": settings.dtype,
-            "against": None if settings.checkout is None else str(settings.checkout.path),
-            "engine": settings.engine,
-        }
-        alone = run([sys.executable, "-m", "volsam.recipes.bench.child", "memory", json.dumps(asked)])
-        found[printed] = json.loads(alone.output.splitlines()[-1])
-    return found
-
-
-def _run_from_the_start(
-    names: list[str], settings: Settings, passes: list[int], rounds: int, probes: list[Probe]
-) -> Result:
-    """Fresh processes, each from its start to its first mask, from a checkpoint and a scan on disk."""
-    import numpy as np
-    import torch
-
-    from volsam.evaluation.benchmark import Candidate, Pass, Sample
-    from volsam.evaluation.processes import run
-    from volsam.evaluation.scoreboard import Result
-    from volsam.recipes.bench import compared, suites
-
-    if settings.device != "cpu":
-        raise NotSupported("the start suite runs on a CPU: leave --device out, or choose other suites")
-    edge, peer = compared.PAIRS[compared.OWN_PEER].size, suites.published_name(compared.OWN_PEER)
-    with TemporaryDirectory(prefix="volsam-bench-") as place:
-        weights, scan = Path(place) / "weights.pt", Path(place) / "scan.npy"
-        reference = compared.reference_of(compared.PAIRS[compared.OWN_PEER], edge, None)
-        state = {name: compared.by_rule(name, tensor, settings.seed) for name, tensor in reference.state_dict().items()}
-        count = sum(parameter.numel() for parameter in reference.parameters()) / 1e6
-        torch.save(state, weights)
-        del state, reference
-        np.save(scan, suites.scan((edge,) * 3))
-        voxel = ",".join(map(str, suites.presses_in(edge, False, 1)[0].voxel))
-        modes = {peer: ("published", str(weights))}
-        if compared.OWN_PEER in names:
-            modes[compared.OWN_PEER] = ("ours", str(weights))
-        if compared.OWN in names:
-            modes[compared.OWN] = ("own", "-")
-        commands = {
-            name: [sys.executable, "-m", "volsam.recipes.bench.child", mode, file, str(scan), voxel]
-            for name, (mode, file) in modes.items()
-        }
-        order = random.Random(settings.seed)
-        measured: list[Pass] = []
-        peaks: dict[str, list[float]] = {name: [] for name in commands}
-        voxels: dict[str, int] = {}
-        for threads in passes:
-            found = Pass(threads, {name: {"start": []} for name in commands})
-            with Steps()(f"start: {rounds} rounds on {threads} threads"):
-                for number in range(-1, rounds):
-                    for name in order.sample(sorted(commands), len(commands)):
-                        once = run(commands[name], threads)
-                        said = json.loads(once.output.splitlines()[-1])
-                        voxels[name] = said["voxels"]
-                        if number >= 0:
-                            found.samples[name]["start"].append(Sample(once.wall, once.cpu))
-                            peaks[name].append(said["peak"])
-            measured.append(found)
-    candidates = [
-        Candidate(
-            name, [("start", lambda: None)], count if name != compared.OWN else 0.0, peer=None if name == peer else peer
-        )
-        for name in commands
-    ]
-    memory = {name: {"peak": median(some)} for name, some in peaks.items()}
-    if compared.OWN_PEER in voxels and abs(voxels[compared.OWN_PEER] - voxels[peer]) > 1e-5 * edge**3:
-        fail(
-            f"the mask of {compared.OWN_PEER} has {voxels[compared.OWN_PEER]} voxels, the published one {voxels[peer]}"
-        )
-    return Result("start", candidates, measured, probes, memory=memory)
 
 
 # --- what was found ------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volsam.errors import BadInput
 from volsam.inference.objects import Changed
 from volsam.inference.session import Model, Session
 from volsam.inference.uncertainty import Uncertainty
@@ -22,30 +21,13 @@ from volsam.server.device import Clock, Device
 from volsam.server.ownership import Ownership, Policy, window_of
 from volsam.server.problems import Problem
 from volsam.server.store import Store, now
+from volsam.server.things import Thing, Things
 from volsam.server.volumes import Origin
 from volsam.volume import Volume
 
-COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45", "#469990", "#9a6324")
-MOST_OBJECTS = 1000
 # Voxels looked at for a viewer's window, and the percentiles that it spans.
 SAMPLED = 200_000
 SHOWN = (1, 99)
-
-
-@dataclass(frozen=True)
-class Thing:
-    """What is kept of an object beside its prompts.
-
-    number: its value in label maps; changed: counts changes of its mask; voxels: of its mask.
-    """
-
-    number: int
-    name: str
-    colour: str
-    locked: bool = False
-    visible: bool = True
-    changed: int = 0
-    voxels: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +66,7 @@ class Conversation:
     policy: Policy = "overlap"
     lock: threading.RLock = field(default_factory=threading.RLock)
     closed: bool = False
-    _things: dict[int, Thing] = field(default_factory=dict)
-    _next: int = 1
+    _things: Things = field(default_factory=Things)
     _owners: Ownership | None = None
     _doubt: tuple[tuple[int, int, str], Uncertainty] | None = None
     _lost: dict[int, tuple[int, dict[str, Any] | None]] = field(default_factory=dict)
@@ -108,7 +89,7 @@ class Conversation:
         """A new conversation about a volume, saved."""
         session = Session(model, volume, object_name=name)
         talk = cls(identity, session, origin, store, device, annotator)
-        talk._new_thing(name)
+        talk._things.new(name)
         talk._save()
         return talk
 
@@ -120,15 +101,14 @@ class Conversation:
         kept = record["server"]
         session = Session.from_record(record, model, volume, f"the saved session {identity}")
         talk = cls(identity, session, origin_of(record), store, device, kept.get("annotator"), kept["created"])
-        talk._things = {int(item["number"]): Thing(**_known(item)) for item in kept["objects"]}
-        talk._next = int(kept["next"])
+        talk._things = Things.of(kept)
         session.neighbours = bool(kept["neighbours"])
         if kept["policy"] != "overlap":
             talk.policy = kept["policy"]
             hidden = {int(number): part for number, part in kept.get("hidden", {}).items()}
             talk._owners = talk._settled_as(hidden)
-        for number, thing in talk._things.items():
-            talk._things[number] = replace(thing, voxels=int(np.count_nonzero(talk._bits(number))))
+        for thing in talk.things:
+            talk._things.alter(thing.number, voxels=int(np.count_nonzero(talk._bits(thing.number))))
         return talk
 
     def record(self) -> dict[str, Any]:
@@ -142,8 +122,7 @@ class Conversation:
             "modified": now(),
             "policy": self.policy,
             "neighbours": self.session.neighbours,
-            "next": self._next,
-            "objects": [vars(thing) for thing in self._things.values()],
+            **self._things.record(),
             "hidden": self._hidden(),
         }
         return {**self.session.record(), "server": kept}
@@ -170,20 +149,16 @@ class Conversation:
     @property
     def current(self) -> int:
         """The object that is worked on."""
-        return next(thing.number for thing in self._things.values() if thing.name == self.session.current)
+        return self._things.named(self.session.current).number
 
     @property
     def things(self) -> list[Thing]:
         """All objects, in the order in which they were made."""
-        return list(self._things.values())
+        return list(self._things)
 
     def thing(self, number: int | None = None) -> Thing:
         """An object by its number; the current one for None."""
-        number = self.current if number is None else number
-        if number not in self._things:
-            there = ", ".join(f"{thing.number} ({thing.name})" for thing in self._things.values())
-            raise Problem(404, f"no object has the number {number}; there are: {there}")
-        return self._things[number]
+        return self._things[self.current if number is None else number]
 
     @contextmanager
     def about(self, number: int | None, clock: Clock | None = None) -> Iterator[tuple[Session, Thing]]:
@@ -287,12 +262,9 @@ class Conversation:
     def new(self, name: str | None = None, colour: str | None = None, *, select: bool = True) -> Thing:
         """A new, empty object."""
         with self.held() as session:
-            if len(self._things) >= MOST_OBJECTS:
-                raise Problem(409, f"a session holds at most {MOST_OBJECTS} objects: delete some")
+            thing = self._things.new(self._things.unused(name), colour)
             before = session.current
-            name = self._unused(name)
-            session.select(name)
-            thing = self._new_thing(name, colour)
+            session.select(thing.name)
             if not select:
                 session.select(before)
             self._save()
@@ -304,11 +276,11 @@ class Conversation:
             thing = self.thing(number)
             if values.get("name", thing.name) != thing.name:
                 session.rename(thing.name, values["name"])
-            self._things[number] = replace(thing, **values)
+            thing = self._things.alter(number, **values)
             if select:
-                session.select(self._things[number].name)
+                session.select(thing.name)
             self._save()
-            return self._things[number]
+            return thing
 
     def delete(self, number: int, clock: Clock | None = None) -> Outcome:
         """Forget an object; what it had may be another's now. Something is always there to work on."""
@@ -317,10 +289,10 @@ class Conversation:
             session.select(thing.name)
             outcome = self._act(thing, session.reset, clock, save=False)
             session.delete(thing.name)
-            del self._things[number]
-            if not self._things:
+            self._things.delete(number)
+            if not len(self._things):
                 session.rename(session.current, "object")
-                self._new_thing("object")
+                self._things.new("object")
             self._saved(clock)
             return replace(outcome, changes=tuple(change for change in outcome.changes if change.number != number))
 
@@ -380,10 +352,9 @@ class Conversation:
         if self._owners is not None:
             window = window_of(box)
             claims = {
-                thing.number: np.asarray(self.session.mask_of(thing.name).data[0][window]) > 0
-                for thing in self._things.values()
+                thing.number: np.asarray(self.session.mask_of(thing.name).data[0][window]) > 0 for thing in self._things
             }
-            locked = {thing.number for thing in self._things.values() if thing.locked}
+            locked = {thing.number for thing in self._things if thing.locked}
             touched = self._owners.settle(number, window, claims, locked, self.policy)
         return [self._note(other, box) for other in (number, *sorted(touched))]
 
@@ -391,8 +362,8 @@ class Conversation:
         change = Change(number, box, self.mask(number, box))
         # Without owners the box holds the whole object.
         whole = change.mask if self._owners is None else self._bits(number)
-        thing = self._things[number]
-        self._things[number] = replace(thing, changed=thing.changed + 1, voxels=int(np.count_nonzero(whole)))
+        counted = self._things[number].changed + 1
+        self._things.alter(number, changed=counted, voxels=int(np.count_nonzero(whole)))
         return change
 
     def _changed(self, number: int, old: Changed | None) -> Change | None:
@@ -432,25 +403,6 @@ class Conversation:
         finally:
             self.session.select(before)
 
-    def _new_thing(self, name: str, colour: str | None = None) -> Thing:
-        thing = Thing(self._next, name, colour or COLOURS[(self._next - 1) % len(COLOURS)])
-        self._things[thing.number] = thing
-        self._next += 1
-        return thing
-
-    def _unused(self, name: str | None) -> str:
-        taken = {thing.name for thing in self._things.values()}
-        if name is not None:
-            if not name.strip():
-                raise BadInput("an object needs a name, got an empty one")
-            if name in taken:
-                raise BadInput(f"an object is called {name!r} already: give another name")
-            return name
-        count = self._next
-        while f"object {count}" in taken:
-            count += 1
-        return f"object {count}"
-
     # --- where objects meet --------------------------------------------------------------------------------------
 
     def _settled(self) -> Ownership:
@@ -477,9 +429,9 @@ class Conversation:
         """What objects claim and others own, which does not follow from the prompts."""
         if self._owners is None:
             return {}
-        for number, thing in self._things.items():
-            if self._lost.get(number, (-1,))[0] != thing.changed:
-                self._lost[number] = (thing.changed, self._lost_by(thing))
+        for thing in self._things:
+            if self._lost.get(thing.number, (-1,))[0] != thing.changed:
+                self._lost[thing.number] = (thing.changed, self._lost_by(thing))
         return {str(number): part for number, (_, part) in self._lost.items() if number in self._things and part}
 
     def _lost_by(self, thing: Thing) -> dict[str, Any] | None:
@@ -494,7 +446,3 @@ class Conversation:
 def origin_of(record: Mapping[str, Any]) -> Origin:
     """Where the volume of a saved session came from."""
     return Origin(**record["server"]["origin"])
-
-
-def _known(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in item.items() if name in Thing.__dataclass_fields__}

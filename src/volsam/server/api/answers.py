@@ -11,9 +11,10 @@ from fastapi.responses import JSONResponse
 from volsam.inference.session import Session
 from volsam.inference.slices import SlicePredictor
 from volsam.server import wire
-from volsam.server.conversation import Conversation, Outcome, Thing
+from volsam.server.conversation import Conversation, Outcome
 from volsam.server.core import Core
 from volsam.server.device import Clock
+from volsam.server.things import Thing
 
 Token = Annotated[str | None, Header(alias="X-Lease-Token", description="From POST /api/v1/lease.")]
 

@@ -23,12 +23,13 @@ from volsam.server import wire
 from volsam.server.api import schemas
 from volsam.server.api.answers import Token, answer, mask_of
 from volsam.server.api.files import sent_segments, sent_volume
-from volsam.server.conversation import Conversation, Thing
+from volsam.server.conversation import Conversation
 from volsam.server.core import Core
 from volsam.server.device import Clock
 from volsam.server.measure import measured
 from volsam.server.ownership import window_of
 from volsam.server.problems import Problem
+from volsam.server.things import Thing
 from volsam.server.volumes import LABELS, study_path
 
 Ending = Literal["nii.gz", "nii", "nrrd", "mha"]

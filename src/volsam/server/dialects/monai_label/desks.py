@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from volsam.errors import BadInput
 from volsam.inference.session import Session
 from volsam.prompts import Prompt, PromptSet
-from volsam.server.conversation import Conversation, Thing
+from volsam.server.conversation import Conversation
 from volsam.server.core import Core
 from volsam.server.device import Clock
 from volsam.server.dialects.seat import Seat
 from volsam.server.leases import Lease
 from volsam.server.problems import Problem
+from volsam.server.things import Thing
 
 LONGEST_NAME = 200
 
