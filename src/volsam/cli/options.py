@@ -17,7 +17,10 @@ class Space(str, Enum):
 
 
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME|PATH", help="See `volsam models list`.")]
-Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where the network runs.")]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where the network runs; cuda:1 is the second card."),
+]
 Engine = Annotated[
     str | None,
     typer.Option(

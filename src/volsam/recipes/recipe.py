@@ -83,7 +83,10 @@ def load_model(
 
 
 def choose_device(wanted: str) -> str:
-    """The device that "auto" means here, or the wanted one if it is there."""
+    """The device that "auto" means here, or the wanted one if it is there.
+
+    Each of several processes that torchrun started gets a graphics card of its own.
+    """
     import torch
 
     present = {
@@ -92,11 +95,26 @@ def choose_device(wanted: str) -> str:
         "cpu": True,
     }
     if wanted == "auto":
-        return next(name for name, here in present.items() if here)
-    kind = wanted.split(":")[0]
-    if kind not in present:
-        raise BadInput(f"--device is auto, cpu, cuda or mps, got {wanted!r}")
+        wanted = next(name for name, here in present.items() if here)
+    kind, _, index = wanted.partition(":")
+    if kind not in present or (index and not index.isdecimal()):
+        raise BadInput(f"--device is auto, cpu, cuda or mps, or one card such as cuda:1, got {wanted!r}")
     if not present[kind]:
         here = ", ".join(name for name, is_here in present.items() if is_here)
         raise BadInput(f"the device {wanted} was asked for, this machine has: {here}; use --device auto")
+    if kind == "cuda":
+        return _card(wanted, torch.cuda.device_count())
+    return wanted
+
+
+def _card(wanted: str, count: int) -> str:
+    """A graphics card that is there; in one of several processes the one that is its own."""
+    index = wanted.partition(":")[2]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if index:
+            raise BadInput(f"--device {wanted}: torchrun gives every process a card of its own, so say --device cuda")
+        wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        index = wanted.partition(":")[2]
+    if index and int(index) >= count:
+        raise BadInput(f"the device {wanted} was asked for, this machine has {count}, counted from cuda:0")
     return wanted

@@ -87,7 +87,7 @@ def fit(
         validate: the network, in evaluation mode, to a score of which more is better; called in the first process.
         tell: is told after every step.
         board: takes named numbers and the step, for a logger.
-        device: where to train: cpu, cuda, mps.
+        device: where to train: cpu, cuda, cuda:1, mps; of several processes each has its own.
 
     Two processes, started by torchrun, share each batch; gradients are averaged over them.
     """
@@ -161,13 +161,13 @@ def _fabric(config: TrainConfig, device: str) -> Any:
     from lightning.fabric.strategies import DDPStrategy
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    kind = device.split(":")[0]
+    kind, _, index = device.partition(":")
     backend = "nccl" if kind == "cuda" else "gloo"
     together = DDPStrategy(process_group_backend=backend, timeout=PATIENCE, find_unused_parameters=True)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     fabric = Fabric(
         accelerator=kind,
-        devices=here,
+        devices=[int(index)] if kind == "cuda" and index and processes == 1 else here,
         num_nodes=processes // here,
         strategy=together if processes > 1 else "auto",
         precision=config.precision,
