@@ -54,29 +54,28 @@ def main() -> None:
     minutes = {
         "teacher": options.teacher_minutes,
         "distilled": options.student_minutes,
-        "kept": options.student_minutes,
         "alone": options.student_minutes,
+        "kept": options.student_minutes,
     }
     commands: dict[str, list[Any]] = {
         "teacher": ["train", "sam-med3d", dataset, "-o", teacher],
         "distilled": ["distill", "fastsam3d", dataset, "--teacher", teacher, "-o", options.work / "distilled"],
-        "kept": ["distill", "fastsam3d", dataset, "--teacher", teacher, "-o", options.work / "kept"],
         "alone": ["train", "fastsam3d", dataset, "-o", options.work / "alone"],
+        "kept": ["distill", "fastsam3d", dataset, "--teacher", teacher, "-o", options.work / "kept"],
     }
     if not options.views:
         del commands["kept"]
     more: dict[str, dict[str, Any]] = {
         "teacher": {**SIZES, "depth": 12},
         "distilled": {},
-        "kept": {"views": options.views},
         "alone": {**SIZES, "heads": 3},
+        "kept": {"views": options.views},
     }
     rows = []
     for name, words in commands.items():
         run = options.work / name
         settings = {**more[name], "minutes": minutes[name], "clock": "cpu", "max_steps": 10**6, "validate_every": 0.5}
-        if not (run / "run.json").exists():
-            volsam([*words, "--device", "cpu", *(w for k, v in settings.items() for w in ("--set", f"{k}={v}"))])
+        volsam([*words, "--device", "cpu", *(w for k, v in settings.items() for w in ("--set", f"{k}={v}"))])
         report = options.work / f"{name}-report"
         splits = dataset / NAME
         volsam(["evaluate", run, dataset, "-o", report, "--split", splits, "--clicks", str(max(SHOWN))])

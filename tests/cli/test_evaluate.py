@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import save_file
 
 from volsam.cli.asking import labels_of
+from volsam.data.dataset import read_dataset
 from volsam.data.io import write_volume
 from volsam.evaluation.protocol import Objects
 from volsam.evaluation.study import Scene
@@ -170,7 +171,7 @@ def test_an_automatic_model_is_scored(type_, a_dataset, tmp_path):
         assert not (tmp_path / "no").exists()
 
 
-@pytest.mark.parametrize("words", [("--protocol", "box"), ("--protocol", "cvpr2025", "--rule", "cvpr2025")])
+@pytest.mark.parametrize("words", [("--protocol", "box"), ("--protocol", "cvpr2025")])
 def test_boxes_and_the_challenge(type_, a_model, a_dataset, tmp_path, words):
     out = tmp_path / "report"
     result = type_("evaluate", "any", a_dataset, "-o", out, "--split", "all", "--objects", "lesion", *words)
@@ -183,6 +184,14 @@ def test_boxes_and_the_challenge(type_, a_model, a_dataset, tmp_path, words):
     assert steps[0] == "box"
     assert len(steps) == (6 if "cvpr2025" in words else 1)
     assert ("DSC_AUC" in (out / "report.md").read_text()) == ("cvpr2025" in words)
+
+
+@pytest.mark.parametrize("words", [("--rule", "standard"), ("--tolerance", 3)])
+def test_by_another_rule_there_are_no_figures_of_the_challenge(type_, a_model, a_dataset, tmp_path, words):
+    asked = ("--protocol", "cvpr2025", "--split", "all", "--objects", "lesion")
+    assert type_("evaluate", "any", a_dataset, "-o", tmp_path / "report", *asked, *words).exit_code == 0
+    assert "DSC_AUC" not in (tmp_path / "report" / "report.md").read_text()
+    assert json.loads((tmp_path / "report" / "results.json").read_text())["challenge"] is None
 
 
 @pytest.mark.parametrize("where", ["random", "centre", "surround", "margin", "fastsam3d"])
@@ -291,10 +300,11 @@ def a_run(a_dataset: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def a_trained_model(a_model, a_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def a_trained_model(a_model, a_run: Path, a_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from types import SimpleNamespace
 
     record = SimpleNamespace(**json.loads((a_run / "record.json").read_text()))
+    record.plan = SimpleNamespace(labels=("background", *read_dataset(a_dataset).objects))
     monkeypatch.setattr("volsam.recipes.trained.is_run", lambda path: Path(path) == a_run)
     monkeypatch.setattr("volsam.training.run.RunFolder.record", lambda self: record)
     return a_run
@@ -308,6 +318,28 @@ def test_a_run_is_scored_on_what_it_never_saw(type_, a_trained_model, a_dataset,
     assert "warning" not in result.stderr
     settings = json.loads((out / "settings.json").read_text())
     assert (settings["name"], settings["trained_on"]) == ("adapt", 1)
+
+
+def test_without_any_that_a_run_never_saw_those_of_its_own_fold_are_scored(type_, a_trained_model, a_dataset, tmp_path):
+    theirs = [{"train": ["case1", "case2"], "val": ["case0"]}, {"train": ["case0", "case1"], "val": ["case2"]}]
+    (a_dataset / "splits_final.json").write_text(json.dumps(theirs))
+    (a_trained_model / "splits.json").write_text(json.dumps(theirs[1:]))  # it was trained with --fold 1
+    out = tmp_path / "report"
+    result = type_("evaluate", a_trained_model, a_dataset, "-o", out, "--clicks", 1)
+    assert result.exit_code == 0, result.output
+    assert {row["case"] for row in rows_of(out)} == {"case2"}
+
+
+def test_objects_that_a_run_did_not_learn_are_not_scored(type_, a_trained_model, a_dataset, tmp_path, monkeypatch):
+    from volsam.training.run import RunFolder
+
+    record = RunFolder(a_trained_model).record()
+    first, *others = read_dataset(a_dataset).objects
+    assert others
+    record.plan.labels = ("background", first)
+    out = tmp_path / "report"
+    assert type_("evaluate", a_trained_model, a_dataset, "-o", out, "--clicks", 1).exit_code == 0
+    assert {row["object"] for row in rows_of(out)} == {first}
 
 
 def test_a_run_on_cases_that_it_has_seen_says_so(type_, a_trained_model, a_dataset, tmp_path):

@@ -119,3 +119,10 @@ def test_masks_of_two_shapes_are_refused():
 
 def test_what_ma_sam_prints_can_be_means_of_voxel_distances():
     assert (5 + sqrt(2)) / 6 == pytest.approx(1.07, abs=5e-3)
+
+
+def test_autosam_s_slices_may_lie_along_any_axis_of_the_file():
+    grid, turned = (1.0, 2.0, 5.0), (5.0, 1.0, 2.0)
+    as_it_is = rules["autosam"].score(LONGER, TARGET, grid)
+    moved = rules["autosam"].score(np.moveaxis(LONGER, 2, 0), np.moveaxis(TARGET, 2, 0), turned)
+    assert moved == as_it_is

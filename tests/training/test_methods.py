@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from volsam.data.dataset import read_image, read_label
+from volsam.data.dataset import read_dataset, read_image, read_label
 from volsam.errors import BadInput
 from volsam.evaluation.placement import box_around
 from volsam.inference.session import Session
@@ -36,6 +39,7 @@ SETTINGS = {
     "unetr": {"edge": 32, "width": 4, "batch_size": 1},
     "ux-net": {"edge": 32, "width": 4, "batch_size": 1},
     "mednext": {"edge": 32, "width": 4, "batch_size": 1},
+    "simclr": {"edge": 32, "width": 4},
     "autosam": {**SLICES, "versions": 1},
     "ma-sam": STACKS,
     "ma-sam-box": STACKS,
@@ -220,6 +224,95 @@ def test_weights_that_have_changed_since_the_run_are_refused(a_dataset, tmp_path
     save_file({name: tensor.contiguous() for name, tensor in other.items()}, a_sam)
     with pytest.raises(Exception, match="have changed since"):
         load_run(tmp_path / "run", "cpu")
+
+
+@pytest.mark.parametrize("names", [("R", "G", "B"), ("red", "green", "blue")])
+def test_methods_of_slices_see_colours_and_others_say_what_they_do_not_see(names, tmp_path, a_sam):
+    dataset = make_dataset(tmp_path / "Dataset006_Film", channels=3)
+    table = json.loads((dataset.folder / "dataset.json").read_text())
+    table["channel_names"] = {str(number): name for number, name in enumerate(names)}
+    (dataset.folder / "dataset.json").write_text(json.dumps(table))
+    dataset = read_dataset(dataset.folder)
+    trained("ma-sam", dataset, tmp_path / "run", a_sam, max_steps=1)
+    model = load_automatic(str(tmp_path / "run"), "cpu")
+    looked: list[torch.Tensor] = []
+    inner = model.predict
+    model.predict = lambda stack: looked.append(stack) or inner(stack)
+    volume = read_image(dataset.cases[0])
+    changed = volume.data.copy()
+    changed[1:] = changed[1:, ::-1]
+    model.segment(volume.with_data(changed))
+    assert not torch.equal(looked[0][:, 0], looked[0][:, 1])
+    torch.testing.assert_close(looked[0][:, 1], looked[0][:, 2])
+    with pytest.raises(BadInput, match="was trained on red, green and blue"):
+        model.segment(volume.with_data(volume.data[:1]))
+
+
+def test_stacks_in_colour_are_scaled_as_the_model_scales_them(tmp_path):
+    from volsam.data.preparation import Preparation, prepare
+    from volsam.inference.automatic import StackStyle, between_percentiles, segment_slices
+    from volsam.training.augment import Augment
+    from volsam.training.items import Stacks, coloured
+
+    dataset = make_dataset(tmp_path / "Dataset007_Film", channels=3)
+    case, volume = dataset.cases[0], read_image(dataset.cases[0])
+    prepared = prepare([case], Preparation(axes="SPL"), (0, 1, 2), tmp_path / "kept")
+    stacks = Stacks(prepared, 3, 32, Augment("none", (), ()), 0, channels=3)
+    shown = coloured(stacks.stack(prepared[0], 5)[0])
+    looked: list[torch.Tensor] = []
+
+    def look(stack):
+        looked.append(stack)
+        return torch.zeros(1, 3, 3, 8, 8)
+
+    style = StackStyle(3, between_percentiles(0.5, 99.5), coloured=True)
+    segment_slices(look, volume, style, 32, "axial")
+    torch.testing.assert_close(looked[5][0], shown, atol=5e-3, rtol=0)
+
+
+def test_a_first_step_is_made_in_the_precision_of_the_run(a_dataset, tmp_path):
+    fold = runs.choose_cases(a_dataset, 0, 2, 0)
+    settings = {**TINY, **SETTINGS.get("unet", {}), "precision": "bf16-mixed"}
+    job = runs.start("unet", a_dataset, tmp_path / "run", settings=settings, fold=fold)
+    seen = set()
+    for part in job.network.modules():
+        if isinstance(part, torch.nn.Conv3d):
+            part.register_forward_hook(lambda part, given, out: seen.add(out.dtype))
+    runs.prospect(job)
+    assert seen == {torch.bfloat16}
+
+
+def test_each_part_of_3dsam_adapter_has_a_longest_gradient(a_dataset, tmp_path, a_sam):
+    job, _ = trained("3dsam-adapter", a_dataset, tmp_path / "run", a_sam)
+    groups = job.method.groups(job.network, job.config)
+    assert len(groups) == len([part for part in job.network.children() if any(True for _ in part.parameters())]) == 3
+    learning = sum(weight.requires_grad for weight in job.network.parameters())
+    assert sum(len(weights) for weights, _ in groups) == learning
+
+
+def test_swin_unetr_has_as_many_weights_as_published():
+    plan = SimpleNamespace(channels=1, labels=("background", "tumour"), patch=(128, 128, 128))
+    network = load_methods()["swin-unetr"].network(plan, SimpleNamespace(width=48), None)
+    assert sum(weight.numel() for weight in network.parameters()) / 1e6 == pytest.approx(62.19, abs=0.01)
+
+
+def test_the_licence_of_the_data_is_the_run_s_as_well(a_dataset, tmp_path):
+    table = json.loads((a_dataset.folder / "dataset.json").read_text())
+    (a_dataset.folder / "dataset.json").write_text(json.dumps({**table, "licence": "CC-BY-NC-4.0"}))
+    job, _ = trained("unet", read_dataset(a_dataset.folder), tmp_path / "run", None, max_steps=1)
+    assert job.folder.record().licence == "trained on the dataset alone; data: CC-BY-NC-4.0"
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "said"),
+    [
+        ("simclr", {"batch_size": 4, "accumulate": 4}, "needs two or more: batch_size=4 in accumulate=4 parts"),
+        ("3dsam-adapter", {"out": 8}, "out must be a multiple of 16"),
+    ],
+)
+def test_settings_that_could_not_learn_are_refused(method, given, said, a_dataset, tmp_path, a_sam):
+    with pytest.raises(BadInput, match=said):
+        trained(method, a_dataset, tmp_path / "run", a_sam, **given)
 
 
 # --- datasets that will not do ---------------------------------------------------------------------------------------

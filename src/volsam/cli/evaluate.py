@@ -63,11 +63,12 @@ Tolerance = Annotated[
     float | None, typer.Option("--tolerance", metavar="MM", help="Of the surface score; the rule's own, mostly 2.")
 ]
 RuleOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--rule",
         metavar="NAME",
-        help="standard, or the rule of a paper: 3dsam-adapter, ma-sam, autosam, fastsam3d, cvpr2025.",
+        help="standard, or the rule of a paper: 3dsam-adapter, ma-sam, autosam, fastsam3d, or cvpr2025, which its "
+        "protocol has by itself.",
     ),
 ]
 ObjectsOption = Annotated[
@@ -100,7 +101,7 @@ def evaluate(
     split: Split = "test",
     fold: FoldOption = 0,
     tolerance: Tolerance = None,
-    rule: RuleOption = "standard",
+    rule: RuleOption = None,
     objects: ObjectsOption = None,
     name: Name = None,
     trained_on: TrainedOn = None,
@@ -140,7 +141,7 @@ def evaluate(
         from volsam.evaluation.rules import rules
         from volsam.evaluation.study import Folder
 
-        by = rules[rule]
+        by = rules[rule or ("cvpr2025" if protocol == "cvpr2025" else "standard")]
         learnt = learnt_by(model)
         source = _source(dataset, split, fold, objects, learnt)
     with steps("model"):
@@ -167,15 +168,23 @@ def evaluate(
 
 
 def _source(dataset: Path, split: str, fold: int, objects: str | None, learnt: Learnt | None) -> Source:
-    """The cases; of a dataset that a run was trained on, those that it left out are its test part."""
+    """The cases; of a dataset that a run was trained on, those that it left out are its test part, or else those by
+    which its weights were chosen, and the objects that it learnt all there are to score.
+    """
     from volsam.cli.scenes import source_of
 
-    if split == "test" and learnt is not None and learnt.held_out is not None and (dataset / "dataset.json").is_file():
-        from volsam.data.dataset import read_dataset
+    wanted = None if objects is None else [name.strip() for name in objects.split(",") if name.strip()]
+    if learnt is not None and (dataset / "dataset.json").is_file():
+        from volsam.data.dataset import FOLDERS, read_dataset
 
-        if read_dataset(dataset).name == learnt.dataset:
-            return source_of(dataset, str(learnt.held_out), 0, objects)
-    return source_of(dataset, split, fold, objects)
+        found = read_dataset(dataset)
+        if found.name == learnt.dataset:
+            if wanted is None and set(learnt.objects) <= set(found.objects):
+                wanted = list(learnt.objects)
+            own = learnt.held_out or (None if (dataset / FOLDERS["test"][1]).is_dir() else learnt.chosen_with)
+            if split == "test" and own is not None:
+                return source_of(dataset, str(own), 0, wanted)
+    return source_of(dataset, split, fold, wanted)
 
 
 def _protocol(model: str, device: str, cases: Sequence[Case], clicks: int | None, where: str, per: str) -> str:

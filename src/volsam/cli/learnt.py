@@ -12,13 +12,18 @@ SPLITS = "splits.json"
 
 @dataclass(frozen=True)
 class Learnt:
-    """The method, the dataset and the cases of a run, and the file with those that it left out."""
+    """The method, the dataset, the objects and the cases of a run, and a file with others.
+
+    held_out: with those that it never saw; chosen_with: with those by which its best weights were chosen.
+    """
 
     method: str
     dataset: str
+    objects: tuple[str, ...]
     training: frozenset[str]
     validation: frozenset[str]
     held_out: Path | None
+    chosen_with: Path | None
 
     def seen(self, cases: Iterable[str], dataset: str) -> dict[str, int]:
         """How many of the cases were learnt from, and chosen by; of another dataset none."""
@@ -37,5 +42,13 @@ def learnt_by(model: str) -> Learnt | None:
 
     record = RunFolder(Path(model)).record()
     file = Path(model) / SPLITS
-    held_out = file if file.is_file() and read_splits(file)[0].test else None
-    return Learnt(record.method, record.dataset, frozenset(record.training), frozenset(record.validation), held_out)
+    fold = read_splits(file)[0] if file.is_file() else None
+    return Learnt(
+        record.method,
+        record.dataset,
+        record.plan.labels[1:],
+        frozenset(record.training),
+        frozenset(record.validation),
+        file if fold and fold.test else None,
+        file if fold and fold.val else None,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,8 @@ class Source:
     read: Callable[[Case], Scene]
 
 
-def source_of(folder: Path, split: str, fold: int, wanted: str | None) -> Source:
-    """The chosen cases of a folder; `wanted` are names of objects, with commas."""
+def source_of(folder: Path, split: str, fold: int, wanted: Sequence[str] | None) -> Source:
+    """The chosen cases of a folder; `wanted` are names of objects, None for all."""
     files = [] if (folder / "dataset.json").is_file() else sorted(folder.glob("*.npz"))
     if files:
         return _challenge(folder, files, wanted)
@@ -42,19 +42,18 @@ def source_of(folder: Path, split: str, fold: int, wanted: str | None) -> Source
     return Source(dataset.name, values, tuple(cases), read)
 
 
-def _chosen(objects: Mapping[str, int], wanted: str | None) -> dict[str, int]:
+def _chosen(objects: Mapping[str, int], wanted: Sequence[str] | None) -> dict[str, int]:
     if not objects:
         raise BadInput("the dataset declares no label but the background: there is nothing to score")
     if wanted is None:
         return dict(objects)
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    for each in names:
+    for each in wanted:
         if each not in objects:
             raise BadInput(f"--objects {each}: the dataset has {', '.join(objects)}")
-    return {each: objects[each] for each in names}
+    return {each: objects[each] for each in wanted}
 
 
-def _challenge(folder: Path, files: list[Path], wanted: str | None) -> Source:
+def _challenge(folder: Path, files: list[Path], wanted: Sequence[str] | None) -> Source:
     """Files with images, boxes and labels; the labels may lie in files of the same names in a folder `gts` beside."""
     if wanted is not None:
         raise BadInput(f"{folder} holds files of the challenge, whose classes have no names: leave --objects out")

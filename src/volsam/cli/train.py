@@ -144,6 +144,11 @@ def begin(
         device=choose_device(device),
         progress=lambda items, what: track(items, what) if len(items) > 1 else items,
     )
+    if job.plan.channels < len(found.channels):
+        say(
+            f"warning: {recipe} sees one channel, {found.channels[0]}, of the {len(found.channels)} that {found.name} "
+            "has; unet, dynunet and their like see all"
+        )
     carry_out(job, tensorboard, dry, test=len(cases.test))
 
 

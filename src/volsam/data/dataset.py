@@ -56,6 +56,8 @@ class Dataset:
     channels: tuple[str, ...]
     cases: tuple[Case, ...]
     part: Part = "training"
+    licence: str = ""
+    """Of the data, as dataset.json says."""
 
     @property
     def objects(self) -> dict[str, int]:
@@ -87,7 +89,8 @@ def read_dataset(folder: str | Path, part: Part = "training") -> Dataset:
             f"{folder / FOLDERS[part][0]} holds no case: the first channel of each is called <case>_0000{ending}"
         )
     name = str(table.get("name") or folder.resolve().name)
-    return Dataset(folder, name, labels, channels, tuple(sorted(cases, key=lambda case: case.name)), part)
+    licence = next((str(table[key]) for key in ("licence", "license") if table.get(key)), "")
+    return Dataset(folder, name, labels, channels, tuple(sorted(cases, key=lambda case: case.name)), part, licence)
 
 
 def read_image(case: Case) -> Volume:

@@ -7,7 +7,7 @@ new volume; it is stored with the weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -26,7 +26,7 @@ from volsam.geometry import Grid, resample
 from volsam.volume import Volume
 
 # Changes when what is kept on disk would be another thing for the same settings.
-FORMAT = 1
+FORMAT = 2
 # Voxels of a class that are remembered to draw patches around.
 PLACES = 4096
 # At most this many voxels of a volume are looked at to find percentiles.
@@ -95,6 +95,11 @@ class Preparation(BaseModel, frozen=True, extra="forbid"):
             flat = values.reshape(-1)
             sample = flat[:: max(1, flat.size // SAMPLE)].astype(np.float32)
             low, high = (float(value) for value in np.percentile(sample, (0.5, 99.5)))
+            if (
+                low == high
+            ):  # nearly all is one value, such as outside of a mask: what is not may be all there is to see
+                low, high = float(values.min()), float(values.max())
+                sample = flat.astype(np.float32)
             clipped = sample.clip(low, high)
             mean, spread = float(clipped.mean()), max(float(clipped.std()), 1e-6)
         if self.scaling == "unclipped":
@@ -152,6 +157,7 @@ def prepare(
     values: Sequence[int],
     folder: Path,
     progress: Callable[[Sequence[Case]], Iterable[Case]] = iter,
+    declared: Collection[int] | None = None,
 ) -> list[Prepared]:
     """Every case, made once and kept below `folder` for the next time.
 
@@ -161,9 +167,14 @@ def prepare(
         values: of the label in the files, background first; a class is a place in this list.
         folder: where results are kept.
         progress: passes on the cases, and may show how far it is.
+        declared: values that the dataset has a name for; `values` if nothing is said.
+
+    Raises:
+        BadInput: a label holds a value that is not declared.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return [_prepared(case, preparation, values, folder) for case in progress(cases)]
+    known = {0, *values, *(declared or ())}
+    return [_prepared(case, preparation, values, folder, known) for case in progress(cases)]
 
 
 def fingerprint(cases: Iterable[Case]) -> str:
@@ -176,14 +187,23 @@ def fingerprint(cases: Iterable[Case]) -> str:
     return digest.hexdigest()
 
 
-def _prepared(case: Case, preparation: Preparation, values: Sequence[int], folder: Path) -> Prepared:
-    told = json.dumps([FORMAT, preparation.model_dump(mode="json"), list(values), str(case.images[0].resolve())])
+def _prepared(
+    case: Case, preparation: Preparation, values: Sequence[int], folder: Path, declared: Collection[int]
+) -> Prepared:
+    about = [preparation.model_dump(mode="json"), list(values), sorted(declared), str(case.images[0].resolve())]
+    told = json.dumps([FORMAT, *about])
     key = blake2b(f"{told} {fingerprint([case])}".encode(), digest_size=12).hexdigest()
     image_file, label_file = (folder / f"{key}-{what}.npy" for what in ("image", "label"))
     if not (image_file.is_file() and label_file.is_file()):
         volume = read_image(case)
         image = preparation.image(volume).astype(np.float16)
-        label = preparation.label(read_label(case, volume.grid), volume.grid, values)
+        drawn = read_label(case, volume.grid)
+        if strange := sorted(set(np.unique(drawn).tolist()) - set(declared)):
+            raise BadInput(
+                f"{case.label}: dataset.json has no name for the label values {', '.join(map(str, strange[:5]))}: give "
+                "them one there, and see `volsam data check`"
+            )
+        label = preparation.label(drawn, volume.grid, values)
         for path, array in ((image_file, image), (label_file, label)):
             with replacing(path) as unfinished, unfinished.open("wb") as file:
                 np.save(file, array)

@@ -82,7 +82,7 @@ _ADAPTER = "3DSAM-adapter (arXiv 2306.13465)"
 _MA_SAM = "MA-SAM (arXiv 2309.08842)"
 _FIVE = (
     "five random folds of 70 / 10 / 20 in the release's split.pkl, of which the first is used; the file is not part of "
-    "this package, so give its cases with --split FILE"
+    "this package, so put its folds into splits_final.json of the dataset"
 )
 
 

@@ -114,7 +114,7 @@ def as_data(report: Report) -> dict[str, Any]:
             }
             for measure in MEASURES
         },
-        "challenge": challenge(report) if report.settings["protocol"] == "cvpr2025" else None,
+        "challenge": challenge(report) if _as_in_the_challenge(report) else None,
         "failed": dict(report.failed),
         "rows": [as_record(row) for row in report.rows],
     }
@@ -175,7 +175,7 @@ def blocks_of(report: Report, folder: Path) -> Iterator[Block]:
             if (mean := report.mean(measure)).cases or mean.left_out
         ],
     )
-    if settings["protocol"] == "cvpr2025":
+    if _as_in_the_challenge(report):
         yield from _challenge_blocks(report)
     yield Heading("By object")
     shown = [measure for measure in ("dice", "iou", "nsd", "hd95", "assd") if report.mean(measure).cases]
@@ -230,6 +230,16 @@ def _empty_policy(rule: Rule) -> str:
     both = "do not count" if isnan(rule.both_empty) else f"score {rule.both_empty:g}"
     missed = "is infinite and left out of means, with the number of such cases" if np.isinf(rule.missed) else "is 0"
     return f"mask and object both empty {both}; where one of them is, overlaps are 0 and the distance {missed}"
+
+
+def _as_in_the_challenge(report: Report) -> bool:
+    """Whether prompts, rule and tolerance are those of the CVPR 2025 challenge."""
+    settings, rule = report.settings, rules["cvpr2025"]
+    return (settings["protocol"], report.rule, settings.get("tolerance_mm", rule.tolerance_mm)) == (
+        "cvpr2025",
+        rule,
+        rule.tolerance_mm,
+    )
 
 
 def _challenge_blocks(report: Report) -> Iterator[Block]:

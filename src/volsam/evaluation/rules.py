@@ -52,10 +52,10 @@ class Rule:
     tolerance_mm: of the surface score, unless the user gives another; smooth: added to both sides of Dice's fraction;
     both_empty: what Dice, IoU and NSD are where mask and object are empty, nan for "does not count";
     missed: the distance where one of them is empty; voxels: distances in voxels instead of mm; pooled: the percentile
-    of all distances together, as MedPy has it; edge: the first two axes are brought to so many voxels first; window:
-    only so many voxels along each axis around the object are looked at; least_dice: where the mean Dice of a case is
-    not above it, its surface scores are 0; answer: which of several answers counts; mean: what every mean is first
-    taken over.
+    of all distances together, as MedPy has it; edge: slices are brought to so many pixels along both sides first;
+    window: only so many voxels along each axis around the object are looked at; least_dice: where the mean Dice of a
+    case is not above it, its surface scores are 0; answer: which of several answers counts; mean: what every mean is
+    first taken over.
     """
 
     name: str
@@ -92,8 +92,11 @@ class Rule:
             place = _around(target, self.window)
             mask, target = mask[place], target[place]
         if self.edge is not None:
-            rows, columns, _ = mask.shape
-            spacing = (spacing[0] * rows / self.edge, spacing[1] * columns / self.edge, spacing[2])
+            # Slices lie across the axis with the longest steps, the last one of several.
+            through = max(range(3), key=lambda axis: (round(float(spacing[axis]), 3), axis))
+            mask, target = np.moveaxis(mask, through, 2), np.moveaxis(target, through, 2)
+            row, column = (spacing[axis] for axis in range(3) if axis != through)
+            spacing = (row * mask.shape[0] / self.edge, column * mask.shape[1] / self.edge, spacing[through])
             mask, target = _sized(mask, self.edge), _sized(target, self.edge)
         filled = bool(mask.any()), bool(target.any())
         tolerance = self.tolerance_mm if tolerance_mm is None else tolerance_mm

@@ -20,7 +20,6 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
-from einops import repeat
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -46,11 +45,13 @@ class StackStyle:
     """How a published model wants a volume.
 
     slices: in a stack, an odd number; limits: to which intensities are clipped. Then each stack is brought to 0..1 by
-    its own darkest and brightest pixel, and a grey slice to three equal colours.
+    its own darkest and brightest pixel, and a grey slice to three equal colours; coloured: whether three channels are
+    red, green and blue instead, each with limits of its own.
     """
 
     slices: int
     limits: Limits
+    coloured: bool = False
 
 
 class AutomaticModel(Protocol):
@@ -150,7 +151,7 @@ def segment_slices(
     name: str = "the model",
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Volume:
-    """The label of every voxel (uint8) of a volume's first channel, on the volume's own grid.
+    """The label of every voxel (uint8) of a volume, on the volume's own grid.
 
     Args:
         predict: stacks (1 3 d edge edge) to logits of any size.
@@ -168,9 +169,15 @@ def segment_slices(
         raise BadInput(f"a plane is auto, {', '.join(AXES)}, got {plane!r}")
     if not 1 <= stride <= style.slices:
         raise BadInput(f"{name} sees stacks of {style.slices} slices, so --stride is 1 to {style.slices}, got {stride}")
+    channels = 3 if style.coloured else 1
+    if len(volume.data) < channels:
+        raise BadInput(
+            f"{name} was trained on red, green and blue, {volume.name} has {len(volume.data)} channel: give all three"
+        )
+    seen = [volume.with_data(volume.data[channel : channel + 1]) for channel in range(channels)]
     stack = volume.grid.reoriented(AXES[plane_of(volume.grid) if plane == "auto" else plane])
     count, height, width = stack.shape
-    slices = _Slices(volume, stack, style.limits(volume), edge, torch.device(device))
+    slices = _Slices(seen, stack, [style.limits(channel) for channel in seen], edge, torch.device(device))
     labels = np.zeros(stack.shape, np.uint8)
     reach = style.slices // 2
     pending: dict[int, Tensor] = {}
@@ -206,37 +213,49 @@ class _Slices:
     """The slices of a volume as a model wants them, each read once and kept while stacks need it."""
 
     def __init__(
-        self, volume: Volume, stack: Grid, limits: tuple[float, float], edge: int, device: torch.device
+        self,
+        channels: Sequence[Volume],
+        stack: Grid,
+        limits: Sequence[tuple[float, float]],
+        edge: int,
+        device: torch.device,
     ) -> None:
-        self._volume = volume
+        self._channels = channels
         self._grid = stack
         self._limits = limits
         self._edge = edge
         self._device = device
-        self._kept: OrderedDict[int, tuple[Tensor, float, float]] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[Tensor, Tensor, Tensor]] = OrderedDict()
 
     def stack(self, members: Sequence[int]) -> Float[Tensor, "1 3 d h w"]:
-        """Slices in three equal colours, 0 to 1 between the darkest and the brightest pixel of all of them."""
+        """Slices in three colours, equal ones for grey, 0 to 1 between the darkest and brightest pixel of all."""
         seen = [self._slice(index) for index in members]
         while len(self._kept) > len(members):
             self._kept.popitem(last=False)
-        low, high = min(low for _, low, _ in seen), max(high for _, _, high in seen)
-        grey = torch.cat([pixels for pixels, _, _ in seen], dim=2)
-        return repeat((grey - low) / ((high - low) or 1.0), "1 1 d h w -> 1 three d h w", three=3)
+        low = torch.stack([low for _, low, _ in seen]).amin(dim=0)
+        high = torch.stack([high for _, _, high in seen]).amax(dim=0)
+        pixels = torch.cat([pixels for pixels, _, _ in seen], dim=2)
+        span = torch.where(high > low, high - low, torch.ones_like(low))
+        return ((pixels - low) / span).expand(1, 3, -1, -1, -1)
 
-    def _slice(self, index: int) -> tuple[Tensor, float, float]:
-        """Clipped pixels (1 1 1 h w) at the model's size, and the limits of the slice itself."""
+    def _slice(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Clipped pixels (1 c 1 h w) at the model's size, and the limits (c 1 1 1) of the slice itself."""
         if index not in self._kept:
-            pixels = np.clip(self._read(index), *self._limits)
-            image = torch.from_numpy(pixels)[None, None].to(self._device)
+            image = torch.from_numpy(self._read(index))[None].to(self._device)
             sized = enlarge(image, (1, self._edge, self._edge))
-            self._kept[index] = (sized, float(pixels.min()), float(pixels.max()))
+            low, high = (edge(image[0], dim=(1, 2, 3), keepdim=True) for edge in (torch.amin, torch.amax))
+            self._kept[index] = (sized, low, high)
         self._kept.move_to_end(index)
         return self._kept[index]
 
     def _read(self, index: int) -> NDArray[np.float32]:
+        """A slice (c 1 h w), clipped."""
         flat = self._grid.crop((index, 0, 0), (index + 1, *self._grid.shape[1:]))
-        return np.ascontiguousarray(resample(self._volume.data[0], self._volume.grid, flat), dtype=np.float32)
+        read = [
+            np.clip(np.asarray(resample(channel.data[0], channel.grid, flat), np.float32), low, high)
+            for channel, (low, high) in zip(self._channels, self._limits, strict=True)
+        ]
+        return np.stack(read)
 
 
 # --- limits --------------------------------------------------------------------------------------------------------
@@ -257,6 +276,8 @@ def between_percentiles(low: float, high: float) -> Limits:
 
     def limits(volume: Volume) -> tuple[float, float]:
         darkest, brightest = np.percentile(_sample(volume), (low, high))
+        if darkest == brightest:  # as in training: what is not this value may be all there is to see
+            darkest, brightest = volume.data[0].min(), volume.data[0].max()
         return float(darkest), float(brightest)
 
     return limits

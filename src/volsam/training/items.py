@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from einops import repeat
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -173,17 +172,26 @@ class Stacks(Items):
     """Stacks of slices as MA-SAM and AutoSAM see them: `image` (3 d h w) in 0..1, `label` (d h w).
 
     Args:
-        cases: whose arrays are slices (1 d h w).
+        cases: whose arrays are slices (c d h w).
         slices: in a stack, an odd number; beyond the ends the outermost slice is repeated.
         edge: pixels along both sides of a slice.
         augment: changes an item as it is drawn, all slices alike.
         seed: of what is drawn.
         boxed: let the label be 1 in one class, and give `box` (2 2) beside it: first and last (row, column) of the
             rectangle of the object's 3D box. Stacks are then drawn from the slices that the object is in.
+        channels: that are seen: 1 in grey, or 3 as red, green and blue.
     """
 
     def __init__(
-        self, cases: Sequence[Prepared], slices: int, edge: int, augment: Augment, seed: int, *, boxed: bool = False
+        self,
+        cases: Sequence[Prepared],
+        slices: int,
+        edge: int,
+        augment: Augment,
+        seed: int,
+        *,
+        boxed: bool = False,
+        channels: int = 1,
     ) -> None:
         super().__init__(seed)
         self.cases = cases
@@ -191,6 +199,7 @@ class Stacks(Items):
         self.edge = edge
         self.augment = augment
         self.boxed = boxed
+        self.channels = channels
 
     def make(self, random: np.random.Generator) -> Item:
         """A stack around a slice that holds some class, or any."""
@@ -225,16 +234,16 @@ class Stacks(Items):
         return (label == chosen + 1).astype(np.uint8), np.broadcast_to(sized[0, 0].numpy() > 0.5, label.shape).copy()
 
     def stack(self, case: Prepared, middle: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Image (1 d h w), 0 to 1 by its own limits, and label (d h w) of a stack, at the size of the network."""
+        """Image (c d h w), each channel 0 to 1 by its own limits, and label (d h w), at the size of the network."""
         reach = self.slices // 2
         members = np.clip(np.arange(middle - reach, middle + reach + 1), 0, len(case.label) - 1)
-        pixels = torch.from_numpy(case.image[:1, members].astype(np.float32))[None]
+        pixels = torch.from_numpy(case.image[: self.channels, members].astype(np.float32))[None]
         size = (len(members), self.edge, self.edge)
         sized = F.interpolate(pixels, size=size, mode="trilinear", align_corners=False)[0].numpy()
         values = torch.from_numpy(case.label[members].astype(np.float32))[None, None]
         label = F.interpolate(values, size=size, mode="nearest-exact")[0, 0]
-        low, high = float(pixels.min()), float(pixels.max())
-        scaled = ((sized - low) / ((high - low) or 1.0)).astype(np.float32)
+        low, high = (edge(pixels[0], dim=(1, 2, 3), keepdim=True).numpy() for edge in (torch.amin, torch.amax))
+        scaled = ((sized - low) / np.where(high > low, high - low, 1.0)).astype(np.float32)
         return scaled, label.numpy().astype(np.uint8)
 
 
@@ -246,9 +255,9 @@ def rectangle(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.array([[rows[0], columns[0]], [rows[-1], columns[-1]]], np.float32)
 
 
-def coloured(grey: NDArray[np.float32]) -> Tensor:
-    """A grey stack (1 d h w) in three equal colours."""
-    return repeat(torch.from_numpy(np.ascontiguousarray(grey)), "1 d h w -> three d h w", three=3)
+def coloured(stack: NDArray[np.float32]) -> Tensor:
+    """A stack in colour (3 d h w) as it is, a grey one (1 d h w) in three equal colours."""
+    return torch.from_numpy(np.ascontiguousarray(stack)).expand(3, -1, -1, -1).clone()
 
 
 class Embedded(Items):

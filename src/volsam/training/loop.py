@@ -24,6 +24,8 @@ from volsam.training.run import BEST, LAST, RESUME, RunFolder
 
 # A line of the log for so many steps, averaged over them.
 LOG_EVERY = 10
+# Between the seeds of two processes in the same step.
+OF_A_PROCESS = 1_000_000_007
 # How long processes wait for the first one while it validates.
 PATIENCE = timedelta(hours=12)
 
@@ -111,8 +113,8 @@ def fit(
     clock = monotonic if config.clock == "wall" else process_time
     began = clock() - state.seconds
     while (part := _part(state, config)) < 1:
-        # What is drawn inside networks, such as dropout, follows from the step as well.
-        torch.manual_seed(config.seed * 1_000_003 + state.step)
+        # What is drawn inside networks, such as dropout, follows from the step as well; each process draws its own.
+        torch.manual_seed(config.seed * 1_000_003 + state.step + OF_A_PROCESS * fabric.global_rank)
         rate = config.rate(part, state.step)
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * rate * group["share"]
@@ -132,8 +134,8 @@ def fit(
                 f"the loss is no number any more at step {state.step}: use a lower learning_rate or full precision"
             )
         if config.clip_norm is not None:
-            for group in optimiser.param_groups:
-                nn.utils.clip_grad_norm_(group["params"], config.clip_norm)
+            for parameters, _ in groups:
+                nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         if average is not None:

@@ -23,7 +23,7 @@ from volsam.recipes.methods.clicks import ClicksConfig, groups, model, network, 
 from volsam.recipes.methods.method import Method, Show, cache_folder, methods
 from volsam.recipes.recipe import load_model
 from volsam.training.clicks import ClickTask
-from volsam.training.config import Share
+from volsam.training.config import Share, configured
 from volsam.training.distill import EMBEDDING, DistillTask, Pair, Taught, pairs_of
 from volsam.training.items import Items
 from volsam.training.run import Plan
@@ -82,8 +82,10 @@ def sizes_of_teacher(given: Mapping[str, Any], init: str | None) -> dict[str, An
     name = str(given.get("teacher", ""))
     if not name:
         return sizes_of_init(given, init)
-    depth, still = int(given.get("depth", 6)), int(given.get("still", 2))
-    sizes = student_of(teacher_of(name).config, depth, still, given.get("heads"), str(given.get("sparse", "none")))
+    wanted = configured(
+        StudentConfig, {key: given[key] for key in ("depth", "still", "heads", "sparse") if key in given}
+    )
+    sizes = student_of(teacher_of(name).config, wanted.depth, wanted.still, given.get("heads"), wanted.sparse)
     spacing = getattr(load_model(name, device="cpu", engine=PLAIN), "spacing", ClickModel.spacing)
     return {"spacing": spacing, **given, "sizes": sizes.model_dump(mode="json")}
 

@@ -98,6 +98,12 @@ def all_alike(network: nn.Module, _: Any) -> list[tuple[list[nn.Parameter], floa
     return [([parameter for parameter in network.parameters() if parameter.requires_grad], 1.0)]
 
 
+def by_part(network: nn.Module, _: Any) -> list[tuple[list[nn.Parameter], float]]:
+    """A group for each part that learns, such as encoder, prompt encoder and head: each has a longest gradient."""
+    parts = ([weight for weight in part.parameters() if weight.requires_grad] for part in network.children())
+    return [(weights, 1.0) for weights in parts if weights]
+
+
 def classes_of(dataset: Dataset) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names and values of the classes, background first."""
     objects = sorted(dataset.objects.items(), key=lambda item: item[1])

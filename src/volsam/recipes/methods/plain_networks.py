@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -92,7 +93,7 @@ def swin_unetr(plan: Plan, config: PlainConfig) -> nn.Module:
     """Swin UNETR; the paper has 48 channels (`--set width=48`)."""
     from monai.networks.nets.swin_unetr import SwinUNETR
 
-    return SwinUNETR(plan.channels, len(plan.labels), feature_size=12 * max(1, config.width // 12), use_v2=True)
+    return SwinUNETR(plan.channels, len(plan.labels), feature_size=12 * max(1, config.width // 12))
 
 
 def unetr(plan: Plan, config: PlainConfig) -> nn.Module:
@@ -215,7 +216,13 @@ def way_down(network: nn.Module) -> list[nn.Module]:
 
 
 def contrast_task(network: nn.Module, plan: Plan, config: ContrastConfig) -> nn.Module:
-    """Views of the same place are alike."""
+    """Views of the same place are alike, and unlike those of other places in the same pass."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.batch_size // config.accumulate // processes < 2:
+        raise BadInput(
+            f"SimCLR tells places of one pass apart, so it needs two or more: batch_size={config.batch_size} in "
+            f"accumulate={config.accumulate} parts and {processes} process{'es' * (processes > 1)} leaves one"
+        )
     return ContrastTask(network, nn.Sequential(*way_down(network)))
 
 

@@ -165,17 +165,22 @@ def start(
         training=fold.train,
         validation=fold.val,
         fingerprint=fingerprint([*training, *validation]),
-        licence=began.licence,
+        licence=began.licence + (f"; data: {dataset.licence}" if dataset.licence else ""),
         trained=trained,
         frozen=frozen,
         versions={"volsam": _volsam(), "torch": torch.__version__, "python": platform.python_version()},
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     _begin(run, record)
-    if not (dataset.folder / SPLITS).is_file() and fold.test:
-        write_splits([fold], folder / OWN_SPLITS)
-    values = plan.values
-    prepared = prepare(training, plan.preparation, values, cache_folder(), lambda cases: progress(cases, "preparing"))
+    write_splits([fold], folder / OWN_SPLITS)
+    prepared = prepare(
+        training,
+        plan.preparation,
+        plan.values,
+        cache_folder(),
+        lambda cases: progress(cases, "preparing"),
+        declared=dataset.labels.values(),
+    )
     _require_objects(prepared, plan, dataset)
     network.to(device)
     items = method.items(prepared, plan, config, network, device, lambda numbers: progress(numbers, "encoding slices"))
@@ -186,7 +191,7 @@ def prospect(job: Job) -> Prospect:
     """Make one step without learning from it, and foretell the rest."""
     from torch.utils.data import default_collate
 
-    own = max(1, job.config.batch_size // job.config.accumulate)
+    own = max(1, job.config.batch_size // job.config.accumulate // int(os.environ.get("WORLD_SIZE", "1")))
     batch = {name: value.to(job.device) for name, value in default_collate([job.items[i] for i in range(own)]).items()}
     cuda = job.device.startswith("cuda")
     if cuda:
@@ -196,7 +201,9 @@ def prospect(job: Job) -> Prospect:
     seconds = []
     for _ in range(2):  # the first one is slower than those that follow
         began = perf_counter()
-        job.task(batch)["loss"].backward()
+        with torch.autocast(job.device.split(":")[0], torch.bfloat16, enabled=job.config.precision == "bf16-mixed"):
+            lost = job.task(batch)["loss"]
+        lost.backward()
         if cuda:
             torch.cuda.synchronize(job.device)
         seconds.append(perf_counter() - began)

@@ -56,7 +56,11 @@ class AutoSamConfig(SliceConfig, frozen=True):
 
 
 class MaSamConfig(SliceConfig, frozen=True):
-    """Settings of MA-SAM; rate, decay and schedule are those of its code."""
+    """Settings of MA-SAM; rate, decay and the fall of the rate are those of its code.
+
+    There the rate rises for 250 steps (`warm_up=250`), gradients are not clipped (`clip_norm=null`), and of 400 epochs
+    that are planned 300 are made.
+    """
 
     max_steps: PositiveInt = 2000
     learning_rate: PositiveFloat = 8e-4
@@ -81,13 +85,19 @@ def plan(dataset: Dataset, cases: Sequence[Case], config: SliceConfig) -> Plan:
     preparation = Preparation(
         axes=AXES[plane], scaling="zscore" if config.window is None else "window", window=config.window
     )
-    return plan_of(dataset, preparation, (slices, config.edge, config.edge), config)
+    found = plan_of(dataset, preparation, (slices, config.edge, config.edge), config)
+    return found.model_copy(update={"channels": 3 if in_colour(dataset.channels) else 1})
+
+
+def in_colour(channels: Sequence[str]) -> bool:
+    """Whether the channels of a dataset are the colours that SAM was made for: red, green, blue, or R, G, B."""
+    return [name[:1].lower() for name in channels] == ["r", "g", "b"]
 
 
 def stacks(cases: Sequence[Prepared], plan: Plan, config: SliceConfig) -> Stacks:
     """Slices, or stacks of them, drawn anew for every step."""
     slices, edge, _ = plan.patch
-    return Stacks(cases, slices, edge, augment_of(plan, config, slices=True), config.seed)
+    return Stacks(cases, slices, edge, augment_of(plan, config, slices=True), config.seed, channels=plan.channels)
 
 
 def model(network: nn.Module, plan: Plan, config: SliceConfig, name: str, device: str) -> StackModel:
@@ -98,7 +108,8 @@ def model(network: nn.Module, plan: Plan, config: SliceConfig, name: str, device
     limits = limits_of(config)
     plane = next(plane for plane, axes in AXES.items() if axes == plan.preparation.axes)
     network.to(device).eval()
-    return StackModel(network, name, plan.labels, StackStyle(slices, limits), edge, device, plan.values, plane)
+    style = StackStyle(slices, limits, coloured=plan.channels == 3)
+    return StackModel(network, name, plan.labels, style, edge, device, plan.values, plane)
 
 
 def limits_of(config: SliceConfig) -> Limits:
@@ -192,6 +203,11 @@ methods.add(
 # --- MA-SAM with a box -----------------------------------------------------------------------------------------------
 
 
+def box_plan(dataset: Dataset, cases: Sequence[Case], config: MaSamConfig) -> Plan:
+    """Slices of the first channel."""
+    return plan(dataset, cases, config).model_copy(update={"channels": 1})
+
+
 def in_boxes(
     cases: Sequence[Prepared], plan: Plan, config: MaSamConfig, network: nn.Module, device: str, show: Show
 ) -> Items:
@@ -216,7 +232,7 @@ methods.add(
         source="Chen et al. 2024, MA-SAM, Medical Image Analysis 98:103310",
         config=MaSamConfig,
         init=SMALL_SAM,
-        plan=plan,
+        plan=box_plan,
         network=lambda plan, config, weights: ma_sam(plan, config, weights, classes=2),
         task=lambda network, plan, config: BoxTask(network, ma_sam_loss()),
         items=in_boxes,

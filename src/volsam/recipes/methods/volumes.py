@@ -17,7 +17,7 @@ from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.inference.volumes import CropModel
 from volsam.recipes.methods import from_sam
-from volsam.recipes.methods.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
+from volsam.recipes.methods.method import Method, Show, Weights, augment_of, by_part, methods, plan_of
 from volsam.recipes.methods.slices import SMALL_SAM, require
 from volsam.training.config import TrainConfig
 from volsam.training.items import Items, Patches
@@ -37,7 +37,11 @@ POINTS = (10, 20)
 
 
 class VolumeConfig(TrainConfig, frozen=True):
-    """Settings of methods with SAM in 3D windows; rate and schedule are those of 3DSAM-adapter's code."""
+    """Settings of methods with SAM in 3D windows.
+
+    Rate and losses are those of 3DSAM-adapter's code; there the rate falls linearly to a hundredth without a warm-up
+    (`schedule=linear`, `warm_up=0`), and gradients without clicks may be longer (`clip_norm=12`).
+    """
 
     max_steps: PositiveInt = 1000
     batch_size: PositiveInt = 1
@@ -67,11 +71,12 @@ class ClickConfig(VolumeConfig, frozen=True):
 
 def plan(dataset: Dataset, cases: Sequence[Case], config: VolumeConfig) -> Plan:
     """Cubes of equal voxels."""
+    if config.out is not None and config.out % 16:
+        raise BadInput(f"out must be a multiple of 16, since eight heads share half of it, got {config.out}")
     spacing = config.spacing or float(np.prod(spacing_of(cases, AXES, config.voxels)) ** (1 / 3))
     edge = round(spacing, 4)
     found = plan_of(dataset, Preparation(spacing=(edge, edge, edge), axes=AXES), (config.edge,) * 3, config)
-    if found.channels > 1:
-        found = found.model_copy(update={"channels": 1})
+    found = found.model_copy(update={"channels": 1})
     if not isinstance(config, ClickConfig):
         return found
     wanted = config.object or found.labels[1]
@@ -177,7 +182,7 @@ methods.add(
         task=_points_task,
         items=partial(items, POINTS),
         model=_crop_model,
-        groups=all_alike,
+        groups=by_part,
     ),
 )
 
@@ -197,7 +202,7 @@ def _add(name: str, method: from_sam.Method, title: str, source: str) -> None:
             task=task,
             items=partial(items, None),
             model=windows,
-            groups=all_alike,
+            groups=by_part,
         ),
     )
 

@@ -1,0 +1,50 @@
+"""How volumes are brought to a network that is trained on them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from volsam.data.dataset import read_dataset
+from volsam.data.io import write_volume
+from volsam.data.preparation import Preparation, prepare
+from volsam.errors import BadInput
+from volsam.geometry import Grid
+from volsam.volume import Volume
+
+GRID = Grid.at((40, 40, 40), (1.0, 1.0, 1.0))
+
+
+def a_small_ball() -> np.ndarray:
+    """Fewer voxels than any percentile looks at."""
+    image = np.zeros(GRID.shape, np.float32)
+    image[18:22, 18:22, 18:22] = np.linspace(500, 1000, 64, dtype=np.float32).reshape(4, 4, 4)
+    return image
+
+
+@pytest.mark.parametrize("scaling", ["zscore", "unclipped"])
+def test_an_image_that_is_nearly_all_of_one_value_keeps_what_is_not(scaling):
+    seen = Preparation(scaling=scaling).image(Volume(a_small_ball(), GRID)).astype(np.float16)
+    assert np.isfinite(seen).all()
+    assert len(np.unique(seen)) > 30
+
+
+def test_an_image_of_one_value_is_nothing():
+    assert not Preparation().image(Volume(np.full(GRID.shape, 7, np.int16), GRID)).any()
+
+
+def test_label_values_without_a_name_are_refused_and_kept_nowhere(tmp_path):
+    folder = tmp_path / "set"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    labels = np.zeros(GRID.shape, np.uint8)
+    labels[:5], labels[5:9], labels[9:12] = 1, 7, 9
+    write_volume(Volume(a_small_ball(), GRID), folder / "imagesTr/a_0000.nii.gz")
+    write_volume(Volume(labels, GRID), folder / "labelsTr/a.nii.gz")
+    table = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(table))
+    cases = read_dataset(folder).cases
+    with pytest.raises(BadInput, match=r"a.nii.gz: dataset.json has no name for the label values 7, 9: give them one"):
+        prepare(cases, Preparation(), (0, 1), tmp_path / "kept", declared=(0, 1))
+    assert not list((tmp_path / "kept").iterdir())
+    assert len(prepare(cases, Preparation(), (0, 1), tmp_path / "kept", declared=(0, 1, 7, 9))) == 1
