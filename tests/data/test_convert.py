@@ -153,6 +153,22 @@ def test_a_preset_writes_the_published_split(tmp_path):
     assert sorted(name for fold in folds for name in fold.val) == [f"img{n:04d}" for n in (1, 2, 3, 21, 34)]
 
 
+def test_validation_cases_with_folders_of_their_own_become_the_fold_s(decathlon, tmp_path):
+    save(decathlon / "imagesVa" / "p_5.nii.gz", an_image(5))
+    save(decathlon / "labelsVa" / "p_5.nii.gz", a_label(1, 2))
+    (made,) = convert(decathlon, tmp_path / "out")
+    assert made.cases == 3
+    dataset = read_dataset(tmp_path / "out")
+    assert np.array_equal(read_label(dataset.case("p_5")), a_label(1, 2))
+    (fold,) = read_splits(tmp_path / "out" / "splits_final.json")
+    assert (fold.train, fold.val, fold.test) == (("p_1", "p_2"), ("p_5",), ())
+    assert check(dataset) == []
+    (decathlon / "imagesVa" / "p_5.nii.gz").unlink()
+    with pytest.raises(BadFile, match="p_5.nii.gz has no image"):
+        convert(decathlon, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 def test_labels_become_binary_tasks_and_come_back(decathlon, tmp_path):
     made = convert(decathlon, tmp_path / "tasks", to="sam-med3d")
     assert [(one.name, one.cases) for one in made] == [("pancreas/CT_Pancreas", 2), ("cancer/CT_Pancreas", 1)]

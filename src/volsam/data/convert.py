@@ -24,10 +24,13 @@ import numpy as np
 from volsam.data.dataset import FOLDERS, Case, Dataset, Part, mapped, read_dataset, read_image, read_label, write_table
 from volsam.data.io import read_volume, volume_name, write_volume
 from volsam.data.presets import Preset
+from volsam.data.splits import NAME as SPLITS
+from volsam.data.splits import Fold, write_splits
 from volsam.data.video import FRAMES, film, sequences
 from volsam.errors import BadFile, BadInput
 
 ENDING = ".nii.gz"
+VALIDATION = ("imagesVa", "labelsVa")
 
 
 @dataclass(frozen=True)
@@ -129,14 +132,34 @@ def _renewed(source: Path, folder: Path, preset: Preset | None) -> Made:
             _write_images(case, images)
             if case.label is not None:
                 _write_label(case.label, labels / f"{case.name}{ENDING}", values)
+    chosen_by = _validation_cases(source, len(training.channels))
+    for case in chosen_by:
+        _write_images(case, folder / FOLDERS["training"][0])
+        if case.label is not None:
+            _write_label(case.label, folder / FOLDERS["training"][1] / f"{case.name}{ENDING}", values)
     extra = {"description": f"labels as in {preset.paper}"} if preset is not None else {}
-    write_table(folder, training.name, training.channels, names, len(training.cases), **extra)
+    count = len(training.cases) + len(chosen_by)
+    write_table(folder, training.name, training.channels, names, count, **extra)
+    labelled = [case.name for case in training.cases if case.label is not None]
     if preset is not None and preset.test is not None:
-        from volsam.data.splits import NAME, write_splits
+        write_splits(preset.folds(labelled), folder / SPLITS)
+    elif chosen_by:
+        write_splits([Fold(tuple(labelled), tuple(case.name for case in chosen_by))], folder / SPLITS)
+    return Made(training.name, sum(len(dataset.cases) for _, dataset in parts) + len(chosen_by), len(names) - 1)
 
-        labelled = [case.name for case in training.cases if case.label is not None]
-        write_splits(preset.folds(labelled), folder / NAME)
-    return Made(training.name, sum(len(dataset.cases) for _, dataset in parts), len(names) - 1)
+
+def _validation_cases(source: Path, channels: int) -> list[Case]:
+    """The labelled cases that AMOS22 has in folders of their own; nnU-Net has them among the training cases."""
+    images, labels = (source / name for name in VALIDATION)
+    found = []
+    for label in sorted(labels.glob(f"*{ENDING}")) if images.is_dir() else ():
+        name = label.name.removesuffix(ENDING)
+        apart = tuple(images / f"{name}_{channel:04d}{ENDING}" for channel in range(channels))
+        files = apart if apart[0].is_file() else (images / label.name,) * channels
+        if not all(file.is_file() for file in files):
+            raise BadFile(f"{label} has no image: {files[0]} is missing")
+        found.append(Case(name, files, label))
+    return found
 
 
 def _has_test(source: Path) -> bool:
