@@ -164,7 +164,7 @@ def test_validation_cases_with_folders_of_their_own_become_the_fold_s(decathlon,
     assert (fold.train, fold.val, fold.test) == (("p_1", "p_2"), ("p_5",), ())
     assert check(dataset) == []
     (decathlon / "imagesVa" / "p_5.nii.gz").unlink()
-    with pytest.raises(BadFile, match="p_5.nii.gz has no image"):
+    with pytest.raises(BadFile, match=r"p_5\.nii\.gz has no image"):
         convert(decathlon, tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
