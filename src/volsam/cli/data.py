@@ -39,11 +39,12 @@ def check(
         cases += len(found.cases)
         with Steps()(f"reading {len(found.cases)} cases"):
             problems += problems_of(found, seen)
+    counted = f"{cases} case{'s' * (cases != 1)}"
     for problem in problems:
         typer.echo(problem)
     if problems:
-        fail(f"{dataset} has {len(problems)} problem{'s' if len(problems) > 1 else ''} in {cases} cases: see above")
-    typer.echo(f"{dataset} is sound: {cases} cases")
+        fail(f"{dataset} has {len(problems)} problem{'s' * (len(problems) > 1)} in {counted}: see above")
+    typer.echo(f"{dataset} is sound: {counted}")
 
 
 @app.command(cls=Command)

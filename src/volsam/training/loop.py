@@ -63,7 +63,7 @@ class Progress:
     @property
     def left(self) -> float:
         """Seconds, at the pace so far."""
-        return self.seconds * (1 - self.part) / max(self.part, 1e-9)
+        return self.seconds * max(0.0, 1 - self.part) / max(self.part, 1e-9)
 
 
 def fit(
