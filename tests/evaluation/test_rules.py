@@ -124,5 +124,5 @@ def test_what_ma_sam_prints_can_be_means_of_voxel_distances():
 def test_autosam_s_slices_may_lie_along_any_axis_of_the_file():
     grid, turned = (1.0, 2.0, 5.0), (5.0, 1.0, 2.0)
     as_it_is = rules["autosam"].score(LONGER, TARGET, grid)
-    moved = rules["autosam"].score(np.moveaxis(LONGER, 2, 0), np.moveaxis(TARGET, 2, 0), turned)
+    moved = rules["autosam"].score(np.moveaxis(LONGER, 2, 0), np.moveaxis(TARGET, 2, 0), turned, across=0)
     assert moved == as_it_is

@@ -130,6 +130,50 @@ def test_the_last_mask_goes_with_the_region(a_predictor, a_model, a_bowl):
 # ---- Boxes
 
 
+def told(a_model, monkeypatch, ask) -> list[tuple[list[bool], np.ndarray]]:
+    """Signs and places of the clicks of every question that `ask` leads to."""
+    seen, decode = [], a_model.decode
+
+    def spy(encoded, prompts, previous):
+        seen.append((prompts.labels.tolist(), prompts.points))
+        return decode(encoded, prompts, previous)
+
+    monkeypatch.setattr(a_model, "decode", spy)
+    ask()
+    return seen
+
+
+def test_a_click_outside_after_a_box_does_not_leave_the_object_without_a_click_inside(
+    a_predictor, a_model, a_bowl, monkeypatch
+):
+    box = Box(a_bowl.at((4, 6, 6)), a_bowl.at((24, 26, 26)))
+    first = a_predictor(PromptSet([box]))
+    away = a_bowl.click("stone", positive=False)
+    (signs, points), *_ = told(a_model, monkeypatch, lambda: a_predictor(PromptSet([box, away]), first))
+    assert signs == [False, True]
+    inside = first.roi.to_world(points[1])
+    voxel = np.round(first.low_res_grid.to_voxels(inside)).astype(int)
+    assert first.decoded.low_res[tuple(voxel)] > 0, "it lies in the mask so far"
+    wrong = np.round(first.low_res_grid.to_voxels(a_bowl.at("stone"))).astype(int)
+    assert tuple(voxel) != tuple(wrong), "and not where it is wrong"
+
+
+def test_a_box_and_clicks_inside_are_told_as_they_are(a_predictor, a_model, a_bowl, monkeypatch):
+    box = Box(a_bowl.at((4, 6, 6)), a_bowl.at((24, 26, 26)))
+    clicks = [a_bowl.click("stone", positive=False), a_bowl.click("flesh")]
+    first = a_predictor(PromptSet([box]))
+    for signs, _ in told(a_model, monkeypatch, lambda: a_predictor(PromptSet([box, *clicks]), first)):
+        assert signs == [False, True]
+
+
+def test_clicks_alone_are_told_as_they_are(a_predictor, a_model, a_bowl, monkeypatch):
+    first = a_predictor(PromptSet([a_bowl.click("stone")]))
+    hint = MaskHint(a_bowl.flesh, a_bowl.grid)
+    away = a_bowl.click("rind", positive=False)
+    for signs, _ in told(a_model, monkeypatch, lambda: a_predictor(PromptSet([hint, away]), first)):
+        assert signs == [False]
+
+
 def test_a_box_of_two_slices_is_no_flat_one(a_predictor, a_bowl):
     prompts = PromptSet([Box(a_bowl.at((24, 15, 13)), a_bowl.at((37, 29, 14)))])
     places = np.argwhere(painted(a_predictor(prompts), prompts, a_bowl.grid))

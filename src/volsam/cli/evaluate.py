@@ -181,9 +181,9 @@ def _source(dataset: Path, split: str, fold: int, objects: str | None, learnt: L
         if found.name == learnt.dataset:
             if wanted is None and set(learnt.objects) <= set(found.objects):
                 wanted = list(learnt.objects)
-            own = learnt.held_out or (None if (dataset / FOLDERS["test"][1]).is_dir() else learnt.chosen_with)
-            if split == "test" and own is not None:
-                return source_of(dataset, str(own), 0, wanted)
+            is_best = learnt.held_out or not (dataset / FOLDERS["test"][1]).is_dir()
+            if split == "test" and learnt.splits is not None and is_best:
+                return source_of(dataset, str(learnt.splits), 0, wanted)
     return source_of(dataset, split, fold, wanted)
 
 

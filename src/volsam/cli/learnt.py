@@ -12,9 +12,9 @@ SPLITS = "splits.json"
 
 @dataclass(frozen=True)
 class Learnt:
-    """The method, the dataset, the objects and the cases of a run, and a file with others.
+    """The method, the dataset, the objects and the cases of a run.
 
-    held_out: with those that it never saw; chosen_with: with those by which its best weights were chosen.
+    splits: the file of its fold, if there is one; held_out: whether that has cases that it never saw.
     """
 
     method: str
@@ -22,8 +22,8 @@ class Learnt:
     objects: tuple[str, ...]
     training: frozenset[str]
     validation: frozenset[str]
-    held_out: Path | None
-    chosen_with: Path | None
+    splits: Path | None
+    held_out: bool
 
     def seen(self, cases: Iterable[str], dataset: str) -> dict[str, int]:
         """How many of the cases were learnt from, and chosen by; of another dataset none."""
@@ -49,6 +49,6 @@ def learnt_by(model: str) -> Learnt | None:
         record.plan.labels[1:],
         frozenset(record.training),
         frozenset(record.validation),
-        file if fold and fold.test else None,
-        file if fold and fold.val else None,
+        file if fold and (fold.test or fold.val) else None,
+        bool(fold and fold.test),
     )

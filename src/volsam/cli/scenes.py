@@ -47,6 +47,8 @@ def _chosen(objects: Mapping[str, int], wanted: Sequence[str] | None) -> dict[st
         raise BadInput("the dataset declares no label but the background: there is nothing to score")
     if wanted is None:
         return dict(objects)
+    if not wanted:
+        raise BadInput(f"--objects names none of {', '.join(objects)}")
     for each in wanted:
         if each not in objects:
             raise BadInput(f"--objects {each}: the dataset has {', '.join(objects)}")

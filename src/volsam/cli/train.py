@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -155,8 +154,9 @@ def begin(
 def carry_out(job: Job, tensorboard: bool, dry: bool, test: int = 0) -> None:
     """Say what a run takes, train, and say what came out."""
     from volsam.recipes.methods import runs
+    from volsam.training import processes
 
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = processes.is_first()
     record = job.folder.record()
     if first:
         for line in _prospect(job, record, runs.prospect(job)):

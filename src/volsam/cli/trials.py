@@ -118,9 +118,10 @@ class Question:
 
     def score(self, grid: Grid, rule: Rule) -> Score:
         """The rule, for the masks of a grid."""
+        across = _across(grid)
 
         def score(mask: Mask, target: Mask, far: bool) -> Scores:
-            return rule.score(mask, target, grid.spacing, self.tolerance_mm, far=far)
+            return rule.score(mask, target, grid.spacing, self.tolerance_mm, far=far, across=across)
 
         return score
 

@@ -95,9 +95,7 @@ class Preparation(BaseModel, frozen=True, extra="forbid"):
             flat = values.reshape(-1)
             sample = flat[:: max(1, flat.size // SAMPLE)].astype(np.float32)
             low, high = (float(value) for value in np.percentile(sample, (0.5, 99.5)))
-            if (
-                low == high
-            ):  # nearly all is one value, such as outside of a mask: what is not may be all there is to see
+            if low == high:  # nearly all is one value, as beside a small mask: what is not may be all there is to see
                 low, high = float(values.min()), float(values.max())
                 sample = flat.astype(np.float32)
             clipped = sample.clip(low, high)

@@ -234,12 +234,9 @@ def _empty_policy(rule: Rule) -> str:
 
 def _as_in_the_challenge(report: Report) -> bool:
     """Whether prompts, rule and tolerance are those of the CVPR 2025 challenge."""
-    settings, rule = report.settings, rules["cvpr2025"]
-    return (settings["protocol"], report.rule, settings.get("tolerance_mm", rule.tolerance_mm)) == (
-        "cvpr2025",
-        rule,
-        rule.tolerance_mm,
-    )
+    rule = rules["cvpr2025"]
+    tolerance = report.settings.get("tolerance_mm", rule.tolerance_mm)
+    return report.settings["protocol"] == "cvpr2025" and report.rule == rule and tolerance == rule.tolerance_mm
 
 
 def _challenge_blocks(report: Report) -> Iterator[Block]:

@@ -74,7 +74,14 @@ class Rule:
     mean: Literal["object", "case"] = "object"
 
     def score(
-        self, mask: Mask, target: Mask, spacing: Spacing, tolerance_mm: float | None = None, *, far: bool = True
+        self,
+        mask: Mask,
+        target: Mask,
+        spacing: Spacing,
+        tolerance_mm: float | None = None,
+        *,
+        far: bool = True,
+        across: int = 2,
     ) -> Scores:
         """Score a mask (i, j, k) against an object of the same shape.
 
@@ -84,6 +91,7 @@ class Rule:
             spacing: voxel size in mm along the three axes.
             tolerance_mm: of the surface score; the rule's own where it is None.
             far: whether distances are measured too; they take as long as all the rest.
+            across: the axis of the arrays across the slices of the scan, for rules that look at slices.
         """
         mask, target = np.asarray(mask, dtype=bool), np.asarray(target, dtype=bool)
         if mask.shape != target.shape:
@@ -92,11 +100,9 @@ class Rule:
             place = _around(target, self.window)
             mask, target = mask[place], target[place]
         if self.edge is not None:
-            # Slices lie across the axis with the longest steps, the last one of several.
-            through = max(range(3), key=lambda axis: (round(float(spacing[axis]), 3), axis))
-            mask, target = np.moveaxis(mask, through, 2), np.moveaxis(target, through, 2)
-            row, column = (spacing[axis] for axis in range(3) if axis != through)
-            spacing = (row * mask.shape[0] / self.edge, column * mask.shape[1] / self.edge, spacing[through])
+            mask, target = np.moveaxis(mask, across, 2), np.moveaxis(target, across, 2)
+            row, column = (spacing[axis] for axis in range(3) if axis != across)
+            spacing = (row * mask.shape[0] / self.edge, column * mask.shape[1] / self.edge, spacing[across])
             mask, target = _sized(mask, self.edge), _sized(target, self.edge)
         filled = bool(mask.any()), bool(target.any())
         tolerance = self.tolerance_mm if tolerance_mm is None else tolerance_mm

@@ -243,7 +243,7 @@ class _Slices:
         if index not in self._kept:
             image = torch.from_numpy(self._read(index))[None].to(self._device)
             sized = enlarge(image, (1, self._edge, self._edge))
-            low, high = (edge(image[0], dim=(1, 2, 3), keepdim=True) for edge in (torch.amin, torch.amax))
+            low, high = (extreme(image[0], dim=(1, 2, 3), keepdim=True) for extreme in (torch.amin, torch.amax))
             self._kept[index] = (sized, low, high)
         self._kept.move_to_end(index)
         return self._kept[index]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from volsam.errors import BadFile, BadInput
 from volsam.recipes.engine import no_engine
 from volsam.registry import Registry
+from volsam.training import processes
 
 if TYPE_CHECKING:
     from volsam.inference.session import Model
@@ -110,11 +111,11 @@ def choose_device(wanted: str) -> str:
 def _card(wanted: str, count: int) -> str:
     """A graphics card that is there; in one of several processes the one that is its own."""
     index = wanted.partition(":")[2]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes.count() > 1:
         if index:
             raise BadInput(f"--device {wanted}: torchrun gives every process a card of its own, so say --device cuda")
-        wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        index = wanted.partition(":")[2]
+        index = str(processes.place_here())
+        wanted = f"cuda:{index}"
     if index and int(index) >= count:
         raise BadInput(f"the device {wanted} was asked for, this machine has {count}, counted from cuda:0")
     return wanted

@@ -242,7 +242,7 @@ class Stacks(Items):
         sized = F.interpolate(pixels, size=size, mode="trilinear", align_corners=False)[0].numpy()
         values = torch.from_numpy(case.label[members].astype(np.float32))[None, None]
         label = F.interpolate(values, size=size, mode="nearest-exact")[0, 0]
-        low, high = (edge(pixels[0], dim=(1, 2, 3), keepdim=True).numpy() for edge in (torch.amin, torch.amax))
+        low, high = (extreme(pixels[0], dim=(1, 2, 3), keepdim=True).numpy() for extreme in (torch.amin, torch.amax))
         scaled = ((sized - low) / np.where(high > low, high - low, 1.0)).astype(np.float32)
         return scaled, label.numpy().astype(np.uint8)
 

@@ -6,7 +6,6 @@ task (a network and its losses), the items, and the groups of weights that are h
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,6 +17,7 @@ from torch import nn
 
 from volsam.data.files import replacing
 from volsam.errors import BadFile, BadInput
+from volsam.training import processes
 from volsam.training.config import TrainConfig
 from volsam.training.items import Items, Numbers, batches
 from volsam.training.run import BEST, LAST, RESUME, RunFolder
@@ -162,16 +162,16 @@ def _fabric(config: TrainConfig, device: str) -> Any:
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import DDPStrategy
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    count = processes.count()
     kind, _, index = device.partition(":")
     backend = "nccl" if kind == "cuda" else "gloo"
     together = DDPStrategy(process_group_backend=backend, timeout=PATIENCE, find_unused_parameters=True)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    here = processes.count_here()
     fabric = Fabric(
         accelerator=kind,
-        devices=[int(index)] if kind == "cuda" and index and processes == 1 else here,
-        num_nodes=processes // here,
-        strategy=together if processes > 1 else "auto",
+        devices=[int(index)] if kind == "cuda" and index and count == 1 else here,
+        num_nodes=count // here,
+        strategy=together if count > 1 else "auto",
         precision=config.precision,
     )
     fabric.launch()

@@ -103,8 +103,7 @@ def plan(dataset: Dataset, cases: Sequence[Case], config: AdaptedConfig) -> Plan
     assert config.voxels != "auto"
     spacing = config.spacing or spacing_of(cases, "RAS", config.voxels)
     preparation = Preparation(spacing=spacing, scaling="unclipped")
-    found = plan_of(dataset, preparation, patch_of(cases, "RAS", spacing, config.edge, 16), config)
-    return found.model_copy(update={"channels": 1})
+    return plan_of(dataset, preparation, patch_of(cases, "RAS", spacing, config.edge, 16), config, channels=1)
 
 
 def _begun(config: AdaptedConfig, weights: Weights | None) -> DensePromptNet:

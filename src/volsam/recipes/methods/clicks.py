@@ -71,7 +71,7 @@ def plan(dataset: Dataset, cases: Sequence[Case], config: ClicksConfig) -> Plan:
     """Cubes of equal voxels, of the first channel."""
     edge = segmenter_config(config).encoder.image
     preparation = Preparation(spacing=(config.spacing,) * 3)
-    return plan_of(dataset, preparation, edge, config).model_copy(update={"channels": 1})
+    return plan_of(dataset, preparation, edge, config, channels=1)
 
 
 def segmenter_config(config: ClicksConfig) -> SegmenterConfig:

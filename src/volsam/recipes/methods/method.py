@@ -115,13 +115,19 @@ def flippable(labels: Iterable[str]) -> bool:
     return not any(word in label.lower() for label in labels for word in ("left", "right"))
 
 
-def plan_of(dataset: Dataset, preparation: Preparation, patch: tuple[int, int, int], config: TrainConfig) -> Plan:
-    """A plan with the classes and channels of a dataset."""
+def plan_of(
+    dataset: Dataset,
+    preparation: Preparation,
+    patch: tuple[int, int, int],
+    config: TrainConfig,
+    channels: int | None = None,
+) -> Plan:
+    """A plan with the classes of a dataset, and all of its channels or the first ones."""
     labels, values = classes_of(dataset)
     return Plan(
         labels=labels,
         values=values,
-        channels=len(dataset.channels),
+        channels=channels or len(dataset.channels),
         preparation=preparation,
         patch=patch,
         flip=flippable(labels) if config.flip is None else config.flip,

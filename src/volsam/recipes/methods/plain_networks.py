@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from volsam.data.dataset import Case, Dataset
 from volsam.data.preparation import Preparation, Prepared, patch_of, spacing_of
 from volsam.errors import BadInput
 from volsam.recipes.methods.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
+from volsam.training import processes
 from volsam.training.config import TrainConfig
 from volsam.training.contrast import ContrastTask, Views, projection
 from volsam.training.items import Items, Patches
@@ -217,11 +217,11 @@ def way_down(network: nn.Module) -> list[nn.Module]:
 
 def contrast_task(network: nn.Module, plan: Plan, config: ContrastConfig) -> nn.Module:
     """Views of the same place are alike, and unlike those of other places in the same pass."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if config.batch_size // config.accumulate // processes < 2:
+    count = processes.count()
+    if config.batch_size // config.accumulate // count < 2:
         raise BadInput(
             f"SimCLR tells places of one pass apart, so it needs two or more: batch_size={config.batch_size} in "
-            f"accumulate={config.accumulate} parts and {processes} process{'es' * (processes > 1)} leaves one"
+            f"accumulate={config.accumulate} parts and {count} process{'es' * (count > 1)} leaves one"
         )
     return ContrastTask(network, nn.Sequential(*way_down(network)))
 

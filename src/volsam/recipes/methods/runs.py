@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 import sys
@@ -27,6 +26,7 @@ from volsam.evaluation.metrics import dice
 from volsam.models.encoder import Encoder
 from volsam.recipes.methods.method import Method, cache_folder, load_methods
 from volsam.recipes.trained import initial, is_automatic
+from volsam.training import processes
 from volsam.training.config import TrainConfig, configured
 from volsam.training.items import Items
 from volsam.training.loop import Progress, State, fit
@@ -191,7 +191,7 @@ def prospect(job: Job) -> Prospect:
     """Make one step without learning from it, and foretell the rest."""
     from torch.utils.data import default_collate
 
-    own = max(1, job.config.batch_size // job.config.accumulate // int(os.environ.get("WORLD_SIZE", "1")))
+    own = max(1, job.config.batch_size // job.config.accumulate // processes.count())
     batch = {name: value.to(job.device) for name, value in default_collate([job.items[i] for i in range(own)]).items()}
     cuda = job.device.startswith("cuda")
     if cuda:
@@ -244,7 +244,7 @@ def train(
     found = job.folder.record().model_copy(
         update={"best": state.best, "steps": state.step, "minutes": round(state.seconds / 60, 3), "done": True}
     )
-    if int(os.environ.get("RANK", "0")) == 0:
+    if processes.is_first():
         job.folder.write(found)
     return found
 

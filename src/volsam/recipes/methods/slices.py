@@ -85,8 +85,8 @@ def plan(dataset: Dataset, cases: Sequence[Case], config: SliceConfig) -> Plan:
     preparation = Preparation(
         axes=AXES[plane], scaling="zscore" if config.window is None else "window", window=config.window
     )
-    found = plan_of(dataset, preparation, (slices, config.edge, config.edge), config)
-    return found.model_copy(update={"channels": 3 if in_colour(dataset.channels) else 1})
+    channels = 3 if in_colour(dataset.channels) else 1
+    return plan_of(dataset, preparation, (slices, config.edge, config.edge), config, channels)
 
 
 def in_colour(channels: Sequence[str]) -> bool:

@@ -75,8 +75,7 @@ def plan(dataset: Dataset, cases: Sequence[Case], config: VolumeConfig) -> Plan:
         raise BadInput(f"out must be a multiple of 16, since eight heads share half of it, got {config.out}")
     spacing = config.spacing or float(np.prod(spacing_of(cases, AXES, config.voxels)) ** (1 / 3))
     edge = round(spacing, 4)
-    found = plan_of(dataset, Preparation(spacing=(edge, edge, edge), axes=AXES), (config.edge,) * 3, config)
-    found = found.model_copy(update={"channels": 1})
+    found = plan_of(dataset, Preparation(spacing=(edge, edge, edge), axes=AXES), (config.edge,) * 3, config, channels=1)
     if not isinstance(config, ClickConfig):
         return found
     wanted = config.object or found.labels[1]
