@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from safetensors.torch import save_file
 
 from volsam.cli.asking import labels_of
 from volsam.data.dataset import read_dataset
-from volsam.data.io import write_volume
+from volsam.data.digests import image_digest
+from volsam.data.io import read_volume, write_volume
 from volsam.evaluation.protocol import Objects
 from volsam.evaluation.study import Scene
 from volsam.geometry import Grid
@@ -292,8 +294,9 @@ def a_run(a_dataset: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     preparation = {"spacing": None, "window": None}
-    record = {"method": "adapt", "dataset": "Lesions", "training": ["case0"], "validation": ["case1"]}
-    (folder / "record.json").write_text(json.dumps({**record, **preparation}))
+    record = {"method": "adapt", "training": ["case0"], "validation": ["case1"], "done": True, "steps": 1200}
+    images = {case.name: image_digest(case) for case in read_dataset(a_dataset).cases[:2]}
+    (folder / "record.json").write_text(json.dumps({**record, **preparation, "images": images}))
     splits = [{"train": ["case0"], "val": ["case1"], "test": ["case2"]}]
     (folder / "splits.json").write_text(json.dumps(splits))
     return folder
@@ -318,6 +321,7 @@ def test_a_run_is_scored_on_what_it_never_saw(type_, a_trained_model, a_dataset,
     assert "warning" not in result.stderr
     settings = json.loads((out / "settings.json").read_text())
     assert (settings["name"], settings["trained_on"]) == ("adapt", 1)
+    assert "Learnt from: 1 case, 1,200 steps" in (out / "report.md").read_text()
 
 
 def test_without_any_that_a_run_never_saw_those_of_its_own_fold_are_scored(type_, a_trained_model, a_dataset, tmp_path):
@@ -348,6 +352,60 @@ def test_a_run_on_cases_that_it_has_seen_says_so(type_, a_trained_model, a_datas
     assert "warning: cases that the model has learnt from: 1 of 3" in result.stderr
     assert "warning: cases that its weights were chosen by: 1 of 3" in result.stderr
     assert "flatter it" in (out / "report.md").read_text()
+
+
+def test_what_a_run_has_seen_does_not_go_by_names(type_, a_trained_model, a_dataset, tmp_path):
+    other = tmp_path / "elsewhere"
+    shutil.copytree(a_dataset, other)
+    table = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps({**table, "name": "Renamed"}))
+    for folder, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        for number in range(3):
+            file = other / folder / f"case{number}{ending}"
+            file.rename(file.with_name(f"scan{number}{ending}"))
+    result = type_("evaluate", a_trained_model, other, "-o", tmp_path / "one", "--clicks", 1, "--split", "all")
+    assert "learnt from: 1 of 3" in result.stderr, "a copy under other names"
+    for number in range(3):  # other scans, of the same names
+        file = a_dataset / "imagesTr" / f"case{number}_0000.nii.gz"
+        volume = read_volume(file)
+        write_volume(volume.with_data(volume.data + 1), file)
+    result = type_("evaluate", a_trained_model, a_dataset, "-o", tmp_path / "two", "--clicks", 1, "--split", "all")
+    assert result.exit_code == 0
+    assert "warning" not in result.stderr
+
+
+def test_a_training_that_is_not_finished_is_named(type_, a_trained_model, a_dataset, tmp_path):
+    from volsam.training.run import RunFolder
+
+    RunFolder(a_trained_model).record().done = False
+    result = type_("evaluate", a_trained_model, a_dataset, "-o", tmp_path / "report", "--clicks", 1)
+    assert "warning: the training is not finished: these are its weights so far" in result.stderr
+    assert "The training is not finished" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_class_that_is_called_otherwise_is_named(type_, a_dataset, tmp_path, monkeypatch):
+    class Model:
+        name = "other"
+        values = (0, 1, 2)
+
+        def __init__(self, *labels):
+            self.labels = labels
+
+        def segment(self, volume, plane="auto", *, stride=1, progress=iter):
+            return volume.with_data((volume.data > 80).astype(np.uint8))
+
+    def evaluated(out, *labels):
+        monkeypatch.setattr("volsam.cli.evaluate._automatic_model", lambda model, device: Model("background", *labels))
+        words = ("--protocol", "automatic", "--split", "all")
+        result = type_("evaluate", "any", a_dataset, "-o", tmp_path / out, *words)
+        assert result.exit_code == 0, result.output
+        return result.stderr + (tmp_path / out / "report.md").read_text()
+
+    said = evaluated("others", "anterior", "posterior")
+    assert (
+        said.count("o class of the model has the name of a label; by their numbers, anterior is scored as lesion") == 2
+    )
+    assert "has the name of a label" not in evaluated("same", "Lesion", "cyst")
 
 
 def test_features_of_datasets_are_shown(type_, a_model, a_dataset, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def _together(session: Session, values: Mapping[str, int]) -> Labels:
 
 def labels_of(model: AutomaticModel, objects: Mapping[str, int], plane: str, stride: int) -> Callable[[Scene], Labels]:
     """The labels that a model finds, with the values of the dataset; see `matched`."""
-    values = matched(model.labels, objects, model.name)
+    values, _ = matched(model.labels, objects, model.name)
     # The model writes values of its own, which need not be the places of its classes.
     table = np.zeros(max(model.values) + 1, np.min_scalar_type(max(objects.values())))
     for index, value in values.items():
@@ -101,25 +101,35 @@ def labels_of(model: AutomaticModel, objects: Mapping[str, int], plane: str, str
     return lambda scene: table[model.segment(scene.volume, plane, stride=stride).data[0]]
 
 
-def matched(labels: Sequence[str], objects: Mapping[str, int], name: str) -> dict[int, int]:
-    """From the classes of a model to the values of a dataset's objects.
+def matched(labels: Sequence[str], objects: Mapping[str, int], name: str) -> tuple[dict[int, int], bool]:
+    """From the classes of a model to the values of a dataset's objects, and whether their names say so.
 
     By name where names agree; a single class stands for a single object; otherwise by number.
     """
     places = {label.casefold(): index for index, label in enumerate(labels) if index}
     named = {places[each.casefold()]: value for each, value in objects.items() if each.casefold() in places}
     if len(named) == len(objects):
-        return named
+        return named, True
     if len(labels) == 2 and len(objects) == 1:
-        return {1: next(iter(objects.values()))}
+        return {1: next(iter(objects.values()))}, False
     numbered = {value: value for value in objects.values() if value < len(labels)}
     if not named and len(numbered) == len(objects):
-        return numbered
+        return numbered, False
     missing = [each for each in objects if each.casefold() not in places]
     raise BadInput(
         f"{name} has no class for {', '.join(missing)}; it has {', '.join(labels[1:])}: choose what is scored "
         "with --objects"
     )
+
+
+def unlike(model: AutomaticModel, objects: Mapping[str, int]) -> str | None:
+    """Which class is scored as which object, where their names do not say so; for a warning and for the report."""
+    values, by_name = matched(model.labels, objects, model.name)
+    if by_name:
+        return None
+    called = {value: each for each, value in objects.items()}
+    pairs = ", ".join(f"{model.labels[index]} is scored as {called[value]}" for index, value in values.items())
+    return f"no class of the model has the name of a label; by their numbers, {pairs}"
 
 
 def predictions_in(folder: Path, cases: Iterable[Case]) -> bool:

