@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from volsam.cli import app
+from volsam.cli.predict import cases_of
 from volsam.geometry import Grid
 from volsam.recipes.families.fixture import read_fixture
 from volsam.volume import Volume
@@ -73,6 +74,49 @@ def test_what_is_there_is_not_made_again(weights: dict[str, Path], scans: list[P
     assert (out / scans[1].name).exists()
     run("predict", weights["autosam"], scans[0], "-o", out, "--overwrite")
     assert (out / scans[0].name).read_bytes() != b"mine"
+
+
+def test_labels_of_another_model_are_not_taken_for_its_own(
+    weights: dict[str, Path], scans: list[Path], tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other.safetensors"
+    assert run("predict", weights["autosam"], scans[0], "-o", out)[0] == 0
+    other.write_bytes(weights["autosam"].read_bytes())
+    status, _, errors = run("predict", other, *scans, "-o", out)
+    assert status == 1
+    assert "holds labels with another model" in errors
+    assert not (out / scans[1].name).exists()
+    assert run("predict", other, *scans, "-o", out, "--overwrite")[0] == 0
+    assert run("predict", other, *scans, "-o", out)[0] == 0
+
+
+@pytest.fixture
+def of_nnunet(scans: list[Path], tmp_path: Path) -> Path:
+    """One scan with two channels, and one with one, named as nnU-Net does."""
+    folder = tmp_path / "imagesTs"
+    folder.mkdir()
+    for name in ("knee_0000", "knee_0001", "hip_7_0000"):
+        (folder / f"{name}.nii.gz").write_bytes(scans[0].read_bytes())
+    return folder
+
+
+def test_a_folder_of_nnunet_is_cases_and_their_channels(
+    weights: dict[str, Path], of_nnunet: Path, tmp_path: Path
+) -> None:
+    for out, images in (("a", [of_nnunet]), ("b", sorted(of_nnunet.iterdir()))):
+        status, _, errors = run("predict", weights["autosam"], *images, "-o", tmp_path / out)
+        assert status == 0, errors
+        assert "looks at 1 of the 2 channels of knee" in errors
+        assert {path.name for path in (tmp_path / out).glob("*.nii.gz")} == {"knee.nii.gz", "hip_7.nii.gz"}
+
+
+def test_channels_are_given_together_to_a_model_that_looks_at_several(of_nnunet: Path, tmp_path: Path) -> None:
+    elsewhere = of_nnunet.rename(tmp_path / "scans")
+    files = sorted(elsewhere.iterdir(), reverse=True)
+    by_name = {case.name: [path.name for path in case.images] for case in cases_of(files, channels=2)}
+    assert by_name == {"knee": ["knee_0000.nii.gz", "knee_0001.nii.gz"], "hip_7": ["hip_7_0000.nii.gz"]}
+    # To a model of one channel such numbers are the patients'.
+    assert [case.name for case in cases_of(files, channels=1)] == ["knee_0001", "knee_0000", "hip_7_0000"]
 
 
 def test_an_image_that_cannot_be_read_does_not_end_the_work(

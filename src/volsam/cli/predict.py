@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,11 +14,21 @@ from volsam.cli.options import Device
 from volsam.errors import BadInput
 
 if TYPE_CHECKING:
+    from volsam.data.dataset import Case
     from volsam.inference.automatic import AutomaticModel
     from volsam.volume import Volume
 
+# Files of nnU-Net end in the number of a channel, in folders of these names.
+CHANNEL, FIRST = re.compile(r"(.+)_(\d{4})"), "_0000"
+OF_NNUNET = ("imagesTr", "imagesTs", "imagesVa")
+# Beside the labels: what made them.
+MADE_BY = "made_by.json"
+
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A name from `volsam models list`, or a weights file.")]
-Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files, or folders of DICOM series.")]
+Images = Annotated[
+    list[Path],
+    typer.Argument(metavar="IMAGE...", help="Files, folders of DICOM series, or a folder of images of nnU-Net."),
+]
 Folder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where NAME.nii.gz goes, for each image.")]
 PromptFolder = Annotated[
     Path | None,
@@ -50,23 +60,27 @@ def predict(
 
     Example: volsam predict my-ma-sam scans/*.nii.gz -o labels
     """
-    from volsam.data.io import volume_name
+    from volsam.cli.asking import fingerprint
 
-    targets = {image: output / f"{volume_name(image)}.nii.gz" for image in images}
-    _require_apart(targets)
     steps = Steps()
     with steps("model"):
-        make = _maker(model, device, prompts, plane, stride)
-    output.mkdir(parents=True, exist_ok=True)
+        make, channels = _maker(model, device, prompts, plane, stride)
+        made_by = {"model": model, "weights": fingerprint(model), "plane": plane, "stride": stride}
+    cases = cases_of(images, channels)
+    targets = {case: output / f"{case.name}.nii.gz" for case in cases}
+    _require_apart(targets)
+    _require_own(output, targets.values(), made_by, overwrite)
+    if more := next((case for case in cases if len(case.images) > channels), None):
+        say(f"warning: {model} looks at {channels} of the {len(more.images)} channels of {more.name}, the first")
     failed = 0
-    for number, (image, target) in enumerate(targets.items(), start=1):
+    for number, (case, target) in enumerate(targets.items(), start=1):
         place = f"{number}/{len(targets)}"
         if target.exists() and not overwrite:
             typer.echo(f"{place} {target} is there already")
             continue
         try:
             with steps("images"):
-                said = make(image, target)
+                said = make(case, target)
         except Exception as error:  # one image that cannot be read must not end the work on the others
             failed += 1
             say(f"{place} error: {' '.join(explained(error).split())}")
@@ -76,21 +90,65 @@ def predict(
         fail(f"{failed} of {len(targets)} images failed, see above; the others are in {output}")
 
 
-def _require_apart(targets: dict[Path, Path]) -> None:
+def cases_of(images: Sequence[Path], channels: int) -> list[Case]:
+    """Images as cases: each file one, but `CASE_0000`, `CASE_0001`, ... are the channels of one.
+
+    That is so in folders of nnU-Net, whose files are all named so; elsewhere such a number may well be the patient's,
+    so there it is a channel only to a model that looks at several.
+    """
+    from volsam.data.dataset import Case
+    from volsam.data.io import volume_name
+
+    files = [(path, False) for path in images]
+    for place, (path, _) in reversed(list(enumerate(files))):
+        if path.is_dir() and (first := sorted(path.glob(f"*{FIRST}.*"))):
+            names = [volume_name(file).removesuffix(FIRST) for file in first]
+            files[place : place + 1] = [(file, True) for name in names for file in sorted(path.glob(f"{name}_????.*"))]
+    found: dict[tuple[Path, str], list[Path]] = {}
+    for path, listed in files:
+        name, number = volume_name(path), CHANNEL.fullmatch(volume_name(path))
+        if number and (listed or channels > 1 or path.resolve().parent.name in OF_NNUNET):
+            name = number.group(1)
+        found.setdefault((path.parent, name), []).append(path)
+    return [Case(name, tuple(sorted(paths))) for (_, name), paths in found.items()]
+
+
+def _require_apart(targets: Mapping[Case, Path]) -> None:
     """No two images of one name, and no image replaced by its labels."""
     seen: dict[Path, Path] = {}
-    for image, target in targets.items():
+    for case, target in targets.items():
         if target in seen:
             raise BadInput(
-                f"{seen[target]} and {image} would both be written to {target}: give them one after the other"
+                f"{seen[target]} and {case.images[0]} would both be written to {target}: give them one after the other"
             )
-        if target.resolve() == image.resolve():
-            raise BadInput(f"{image} would be replaced by its own labels: give another folder with -o")
-        seen[target] = image
+        if target.resolve() in {image.resolve() for image in case.images}:
+            raise BadInput(f"{target} would be replaced by its own labels: give another folder with -o")
+        seen[target] = case.images[0]
 
 
-def _maker(name: str, device: str, prompts: Path | None, plane: str, stride: int) -> Callable[[Path, Path], str]:
-    """What makes one file of one image, and says what is in it."""
+def _require_own(folder: Path, targets: Iterable[Path], made_by: Mapping[str, Any], anew: bool) -> None:
+    """No labels of another model are taken for those of this one."""
+    from volsam.data.files import read_json, write_json
+
+    file = folder / MADE_BY
+    there = any(target.exists() for target in targets)
+    if file.is_file() and there and not anew:
+        before = read_json(file)
+        changed = [key for key in made_by if before.get(key) != made_by[key]]
+        if changed:
+            key = changed[0]
+            raise BadInput(
+                f"{folder} holds labels with another {key} ({before.get(key)}, now {made_by[key]}): give another "
+                "folder with -o, or make them anew with --overwrite"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, made_by)
+
+
+def _maker(
+    name: str, device: str, prompts: Path | None, plane: str, stride: int
+) -> tuple[Callable[[Case, Path], str], int]:
+    """What makes one file of one image and says what is in it, and how many channels it looks at."""
     from volsam.recipes.importing import load_automatic
     from volsam.recipes.recipe import choose_device, load_model, shipped
 
@@ -98,34 +156,35 @@ def _maker(name: str, device: str, prompts: Path | None, plane: str, stride: int
     if automatic is not None:
         if prompts is not None:
             raise BadInput(f"{name} is automatic and takes no prompts: leave --prompts out")
-        return lambda image, target: _labelled(automatic, image, target, plane, stride)
+        return lambda case, target: _labelled(automatic, case, target, plane, stride), automatic.channels
     if prompts is None:
         raise BadInput(f"{name} needs prompts: give a folder with a file NAME.json for each image by --prompts")
     asked = load_model(name, device=device)
 
-    def masked(image: Path, target: Path) -> str:
+    def masked(case: Case, target: Path) -> str:
         from volsam.cli.job import Job, carry_out
         from volsam.data.io import volume_name
 
-        file = prompts / f"{volume_name(image)}.json"
+        image = case.images[0]
+        named = [prompts / f"{each}.json" for each in (case.name, volume_name(image))]
+        file = next((path for path in named if path.exists()), named[0])
         outcome = carry_out(Job(image=image, prompts=file, output=target, plane=plane), Steps(), asked)
         return f"{outcome.millilitres:,.2f} ml, expected Dice {outcome.quality:.2f}"
 
-    return masked
+    return masked, 1
 
 
-def _labelled(model: AutomaticModel, image: Path, target: Path, plane: str, stride: int) -> str:
+def _labelled(model: AutomaticModel, case: Case, target: Path, plane: str, stride: int) -> str:
     """Labels of a volume; the names of the labels lie beside them, once."""
-    from volsam.data.files import replacing
-    from volsam.data.io import read_grid, read_volume, volume_name, write_volume
+    from volsam.data.dataset import read_image
+    from volsam.data.files import write_json
+    from volsam.data.io import read_grid, write_volume
     from volsam.data.memory import require_room
 
-    require_room(read_grid(image), volume_name(image))
-    labels = model.segment(read_volume(image), plane, stride=stride)
+    require_room(read_grid(case.images[0]), case.name)
+    labels = model.segment(read_image(case), plane, stride=stride)
     write_volume(labels, target)
-    names = dict(zip(model.labels, model.values, strict=True))
-    with replacing(target.parent / "labels.json") as unfinished:
-        unfinished.write_text(json.dumps(names, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(target.parent / "labels.json", dict(zip(model.labels, model.values, strict=True)))
     return _in_words(labels, model)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,12 +54,33 @@ def replacing(path: Path) -> Iterator[Path]:
     # In small letters, since ITK does not know its formats by endings in capitals.
     temporary = path.with_name(f".{uuid4().hex[:8]}.{path.name.lower()}")
     try:
+        temporary.touch()
+        usual = temporary.stat().st_mode
         yield temporary
+        # Some libraries write files that nobody else may read.
+        temporary.chmod(usual)
         temporary.replace(path)
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A table that was written by `write_json`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadFile(f"{path} cannot be read ({error}): remove it, and it will be made again") from None
+    if not isinstance(content, dict):
+        raise BadFile(f"{path} is damaged: remove it, and it will be made again")
+    return content
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------

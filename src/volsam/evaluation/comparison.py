@@ -10,13 +10,12 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from volsam.data.files import replacing
+from volsam.data.files import replacing, write_json
 from volsam.errors import BadInput
 from volsam.evaluation import figures, page
 from volsam.evaluation.page import Block, Drawing, Heading, Points, Table, Text
 from volsam.evaluation.report import TITLES, Report
 from volsam.evaluation.statistics import Mean, Paired, adjusted, mean_of, paired, values_of
-from volsam.evaluation.study import write_json
 
 TESTED = ("dice", "nsd", "hd95")
 EVERYTHING = "all objects"

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from volsam.data.files import replacing
+from volsam.data.files import replacing, write_json
 from volsam.errors import BadFile
 from volsam.evaluation import figures, page
 from volsam.evaluation.cvpr2025 import TIME_LIMIT, area
 from volsam.evaluation.page import Block, Drawing, Heading, Picture, Points, Table, Text
 from volsam.evaluation.rules import DISTANCES, MEASURES, Rule, rules
 from volsam.evaluation.statistics import DRAWS, Mean, mean_of, values_of
-from volsam.evaluation.study import FORMAT, VERSION, Row, as_record, from_record, write_json
+from volsam.evaluation.study import FORMAT, VERSION, Row, as_record, from_record
 
 TITLES = {"dice": "Dice", "iou": "IoU", "nsd": "NSD", "hd": "HD", "hd95": "HD95", "assd": "ASSD"}
 # An object is taken for found once it reaches this.

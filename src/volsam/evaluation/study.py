@@ -8,7 +8,6 @@ stopped, and one case that fails does not end the others.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,8 +17,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from volsam.data.files import replacing
-from volsam.errors import BadFile, BadInput
+from volsam.data.files import read_json, replacing, write_json
+from volsam.errors import BadInput
 from volsam.evaluation.protocol import Objects, Played
 from volsam.evaluation.rules import DISTANCES, MEASURES, Rule
 from volsam.prompts import Box, MaskHint, to_record
@@ -122,7 +121,7 @@ class Folder:
             for old in [*self.cases.glob("*.json"), *self.pictures.glob("*.png")]:
                 old.unlink(missing_ok=True)
         elif file.is_file():
-            before = _read(file)
+            before = read_json(file)
             changed = [key for key in settings if before.get(key) != settings[key]]
             if changed:
                 key = changed[0]
@@ -148,7 +147,7 @@ class Folder:
         found = []
         for case in cases:
             if self.has(case):
-                found += [from_record(record) for record in _read(self._file(case))["rows"]]
+                found += [from_record(record) for record in read_json(self._file(case))["rows"]]
         return found
 
     def _file(self, case: str) -> Path:
@@ -205,19 +204,3 @@ def _plain(value: float, digits: int) -> float | str | None:
 
 def _number(value: float | str | None) -> float:
     return nan if value is None else float(value)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
-    with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadFile(f"{path} cannot be read ({error}): remove it, and it will be made again") from None
-    if not isinstance(content, dict):
-        raise BadFile(f"{path} is damaged: remove it, and it will be made again")
-    return content

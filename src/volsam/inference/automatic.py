@@ -69,6 +69,10 @@ class AutomaticModel(Protocol):
     def values(self) -> tuple[int, ...]:
         """Of each class in the volumes that `segment` gives."""
 
+    @property
+    def channels(self) -> int:
+        """Of an image that it looks at, the first ones."""
+
     def segment(
         self,
         volume: Volume,
@@ -104,6 +108,7 @@ class StackModel:
         self.labels = tuple(labels)
         self.values = tuple(range(len(self.labels))) if values is None else tuple(values)
         self.style = style
+        self.channels = 3 if style.coloured else 1
         self.edge = edge
         self.plane = plane
         self.device = torch.device(device)
