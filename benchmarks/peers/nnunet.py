@@ -82,7 +82,8 @@ def chosen(options: argparse.Namespace, set: str, size: str, draw: int, folder: 
     """The cases that the other methods get, laid out in a new folder."""
     shutil.rmtree(folder, ignore_errors=True)
     dataset = read_dataset(options.data / set)
-    patient = patient_of(PATIENTS[set]) if set in PATIENTS else str
+    names = [case.name for case in dataset.cases]
+    patient = patient_of(PATIENTS[set], names) if set in PATIENTS else str
     fold = choose_cases(dataset, 0, None if size == "all" else int(size), draw, patient)
     lay_out(dataset, fold, folder)
     return dataset, fold

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -29,10 +30,13 @@ def test_a_run_is_told_before_and_after(a_dataset, tmp_path):
     code, output = said("train", "unet", a_dataset, "-o", tmp_path / "run", *QUICK)
     assert code == 0, output
     assert "2 classes (ball, box)" in output
-    assert "cases: 3 to learn from, 1 to choose the best weights by" in output
+    assert "cases: 3 to learn from, 1 to choose the best weights by, 1 left for the test" in output
     assert "learn, 0 are frozen" in output
     assert "expected: about" in output
     assert f"the model: {tmp_path / 'run'}" in output
+    line = output.partition("it never saw: ")[2].strip()
+    assert line == f"volsam evaluate {tmp_path / 'run'} {a_dataset} -o report"
+    assert said(*line.split()[1:5], tmp_path / "report")[0] == 0, "the line that is told does what it says"
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["done"]
     assert record["steps"] == 2
@@ -42,7 +46,84 @@ def test_a_dry_run_trains_nothing(a_dataset, tmp_path):
     code, output = said("train", "unet", a_dataset, "-o", tmp_path / "run", "--dry-run", *QUICK)
     assert code == 0, output
     assert "expected: about" in output
-    assert not (tmp_path / "run/last.safetensors").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stopped_run_says_how_to_go_on(a_dataset, tmp_path, monkeypatch):
+    from volsam.cli import train
+
+    words = (
+        "train",
+        "unet",
+        a_dataset,
+        "-o",
+        tmp_path / "run",
+        *QUICK,
+        "--set",
+        "max_steps=4",
+        "--set",
+        "save_every=1",
+    )
+
+    def stop(now):
+        if now.step == stop.at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "progress_of", lambda folder: stop)
+    stop.at = 1
+    code, output = said(*words)
+    assert code == 130
+    assert "stopped; the same command begins anew, since nothing was saved yet" in output
+    stop.at = 3
+    code, output = said(*words)
+    assert code == 130
+    assert "stopped; the same command goes on from its last save" in output
+    stop.at = 0
+    code, output = said(*words)
+    assert code == 0
+    assert "goes on where it was stopped" in output
+
+
+def test_weights_may_be_read_by_others(a_dataset, tmp_path):
+    said("train", "unet", a_dataset, "-o", tmp_path / "run", *QUICK)
+    modes = {file.stat().st_mode for file in (tmp_path / "run").iterdir()}
+    assert len(modes) == 1
+
+
+def test_of_several_objects_a_method_for_one_names_its_own(a_dataset, tmp_path):
+    words = ("--set", "edge=32", "--set", "augment=none", "--device", "cpu", "--dry-run")
+    code, output = said("train", "3dsam-adapter", a_dataset, "-o", tmp_path / "run", *words)
+    assert code == 0, output
+    assert "3dsam-adapter learns one object, ball; with --set object=NAME it may be box" in output
+
+
+def test_a_validation_case_that_cannot_be_read_is_found_before_the_training(a_dataset, tmp_path):
+    code, output = said("train", "unet", a_dataset, "-o", tmp_path / "dry", "--dry-run", *QUICK)
+    from volsam.data.dataset import read_dataset
+    from volsam.recipes.methods.runs import choose_cases
+
+    dataset = read_dataset(a_dataset)
+    bad = dataset.case(choose_cases(dataset, 0, None, 0).val[0])
+    bad.label.write_bytes(b"nothing")
+    code, output = said("train", "unet", a_dataset, "-o", tmp_path / "run", *QUICK)
+    assert code == 1
+    assert bad.label.name in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_when_its_dataset_was_copied(a_dataset, tmp_path):
+    words = ("-o", tmp_path / "run", *QUICK)
+    said("train", "unet", a_dataset, *words)
+    other = tmp_path / "elsewhere" / "Dataset001_Shapes"
+    shutil.copytree(a_dataset, other, copy_function=shutil.copyfile)
+    code, output = said("train", "unet", other, *words)
+    assert code == 0, output
+    first, *others = sorted((other / "labelsTr").iterdir())
+    for file in others:
+        shutil.copyfile(first, file)
+    code, output = said("train", "unet", other, *words)
+    assert code == 1
+    assert "other images or labels of these cases" in output
 
 
 def test_settings_of_the_line_win_over_those_of_a_file(a_dataset, tmp_path):
@@ -59,6 +140,16 @@ def test_settings_of_the_line_win_over_those_of_a_file(a_dataset, tmp_path):
         (["train", "unett", "{data}", "-o", "{run}"], "no method is called 'unett'; did you mean 'unet'?"),
         (["train", "unet", "{data}/nothing", "-o", "{run}"], "is not a dataset"),
         (["train", "unet", "{data}", "-o", "{run}", "--set", "steps=3"], "there is no setting 'steps'"),
+        (["train", "unet", "{data}", "-o", "{run}", "--set", "max_step=3"], "did you mean 'max_steps'?"),
+        (["train", "unet", "{data}", "-o", "{run}", "--set", "seed=-1"], "seed=-1 will not do"),
+        (["train", "unet", "{data}", "-o", "{run}", "--set", "augment=many"], "augment='many' will not do"),
+        (
+            ["train", "adapt", "{data}", "-o", "{run}", "--set", "edge=50"],
+            "edge=50 will not do: it is a multiple of 16",
+        ),
+        (["train", "dynunet", "{data}", "-o", "{run}", "--set", "edge=50"], "edge=50 will not do"),
+        (["train", "adapt", "{data}", "-o", "{run}", "--init", "sam-mini"], "are not those of volsam-s"),
+        (["train", "unet", "{data}", "-o", "{run}", "--patient", "nobody"], "finds no patient"),
         (["train", "unet", "{data}", "-o", "{run}", "--set", "steps"], "write KEY=VALUE"),
         (["train", "unet", "{data}", "-o", "{run}", "--set", "max_steps=0"], "max_steps=0 will not do"),
         (["train", "unet", "{data}", "-o", "{run}", "--config", "{run}.yaml"], "No such file"),

@@ -1,6 +1,7 @@
 """Which cases train and which test."""
 
 import json
+import re
 
 import nibabel as nib
 import numpy as np
@@ -99,18 +100,35 @@ def test_what_makes_no_sense_is_refused_in_one_line(a_dataset, tmp_path):
 
 def test_folds_hold_every_case_once_and_keep_patients_whole():
     names = [f"patient{number:03d}_frame{frame}" for number in range(7) for frame in (1, 2)]
-    folds = make_folds(names, 3, seed=1, patient=patient_of(r"patient\d+"))
+    folds = make_folds(names, 3, seed=1, patient=patient_of(r"patient\d+", names))
     assert sorted(name for fold in folds for name in fold.val) == sorted(names)
     for fold in folds:
         assert sorted(fold.train + fold.val) == sorted(names)
         assert not {name[:10] for name in fold.train} & {name[:10] for name in fold.val}
-    assert make_folds(reversed(names), 3, seed=1, patient=patient_of(r"patient\d+")) == folds
-    assert make_folds(names, 3, seed=2, patient=patient_of(r"patient\d+")) != folds
+    assert make_folds(reversed(names), 3, seed=1, patient=patient_of(r"patient\d+", names)) == folds
+    assert make_folds(names, 3, seed=2, patient=patient_of(r"patient\d+", names)) != folds
 
 
 def test_more_folds_than_patients_are_refused():
     with pytest.raises(BadInput, match="4 folds were asked for, 2 patients"):
-        make_folds(["a1", "a2", "b1"], 4, patient=patient_of("(.)."))
-    with pytest.raises(BadInput, match="no pattern"):
-        patient_of("(")
-    assert patient_of(r"x(\d)")("y1") == "y1"
+        make_folds(["a1", "a2", "b1"], 4, patient=patient_of("(.).", ["a1", "a2", "b1"]))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("(", "no pattern"),
+        (r"x(\d)", "finds no patient in the case name 'scan1_a'"),
+        (r"\d*", "finds no patient in the case name 'scan1_a'"),
+        ("scan", "says that all 3 cases are of one patient, scan"),
+    ],
+)
+def test_a_pattern_that_does_not_tell_patients_is_refused(pattern, told):
+    names = ["scan1_a", "scan1_b", "scan2_a"]
+    with pytest.raises(BadInput, match=re.escape(told)):
+        make_folds(names, 2, patient=patient_of(pattern, names))
+
+
+def test_a_pattern_tells_patients_by_its_group():
+    whose = patient_of(r"scan(\d)_", ["scan1_a", "scan2_a"])
+    assert (whose("scan1_b"), whose("scan2_b")) == ("1", "2")

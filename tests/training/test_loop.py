@@ -126,8 +126,8 @@ def test_only_what_learns_is_stored(a_dataset, tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"max_steps": 7}, "setting max_steps (6, now 7)"),
-        ({"method": "dynunet"}, "method (unet, now dynunet)"),
+        ({"max_steps": 7}, "a run with another setting max_steps (6, now 7)"),
+        ({"method": "dynunet"}, "a run with another method (unet, now dynunet)"),
     ],
 )
 def test_a_folder_with_another_run_is_not_written_over(a_dataset, tmp_path, change, told):

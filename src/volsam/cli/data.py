@@ -117,7 +117,7 @@ def split(
         raise BadInput(f"{target} is there already: replace it with --force")
     names = [case.name for case in read_dataset(dataset).cases if case.label is not None]
     if preset is None:
-        made = make_folds(names, folds, seed, patient_of(patient))
+        made = make_folds(names, folds, seed, patient_of(patient, names))
     else:
         made = known[preset].folds(names, folds, seed)
     write_splits(made, target)

@@ -38,7 +38,8 @@ def show_embeddings(name: str, folders: Sequence[Path], output: Path, device: st
         except Exception as error:  # one case that cannot be read must not end the work on the others
             say(f"{dataset} {case.name} error: {' '.join(explained(error).split())}")
     apart = embedding.write(points, name, output)
-    typer.echo(f"{len(points)} points of {len(folders)} datasets, silhouette {apart:.3f}")
+    many = "s" * (len(folders) != 1)
+    typer.echo(f"{len(points)} points of {len(folders)} dataset{many}, silhouette {embedding.in_words(apart)}")
     typer.echo(f"{output / 'embeddings.html'}, embeddings.csv")
 
 

@@ -60,7 +60,8 @@ Split = Annotated[
 ]
 FoldOption = Annotated[int, typer.Option("--fold", metavar="K", min=0, help="Of splits_final.json.")]
 Tolerance = Annotated[
-    float | None, typer.Option("--tolerance", metavar="MM", help="Of the surface score; the rule's own, mostly 2.")
+    float | None,
+    typer.Option("--tolerance", metavar="MM", min=0, help="Of the surface score; the rule's own, mostly 2."),
 ]
 RuleOption = Annotated[
     str | None,

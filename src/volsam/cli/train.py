@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +16,7 @@ from volsam.cli.options import Device
 from volsam.errors import BadFile, BadInput, MissingExtra
 
 if TYPE_CHECKING:
+    from volsam.data.dataset import Dataset
     from volsam.recipes.methods.runs import Job
     from volsam.training.loop import Progress
     from volsam.training.run import Record
@@ -132,26 +136,40 @@ def begin(
 
     found = read_dataset(dataset)
     seed = int(given.get("seed", 0)) if str(given.get("seed", 0)).lstrip("-").isdigit() else 0
-    cases = runs.choose_cases(found, fold, train_cases, seed, patient_of(patient) if patient else str)
-    job = runs.start(
-        recipe,
-        found,
-        output,
-        settings=given,
-        fold=cases,
-        init=init,
-        device=choose_device(device),
-        progress=lambda items, what: track(items, what) if len(items) > 1 else items,
-    )
-    if job.plan.channels < len(found.channels):
-        say(
-            f"warning: {recipe} sees one channel, {found.channels[0]}, of the {len(found.channels)} that {found.name} "
-            "has; unet, dynunet and their like see all"
+    names = [case.name for case in found.cases if case.label is not None]
+    whose = patient_of(patient, names) if patient else str
+    cases = runs.choose_cases(found, fold, train_cases, seed, whose)
+    with TemporaryDirectory() if dry else nullcontext() as away:
+        job = runs.start(
+            recipe,
+            found,
+            output if away is None else Path(away) / output.name,
+            settings=given,
+            fold=cases,
+            init=init,
+            device=choose_device(device),
+            progress=lambda items, what: track(items, what) if len(items) > 1 else items,
         )
-    carry_out(job, tensorboard, dry, test=len(cases.test))
+        _warn(job, found)
+        carry_out(job, dataset, tensorboard, dry, test=len(cases.test))
 
 
-def carry_out(job: Job, tensorboard: bool, dry: bool, test: int = 0) -> None:
+def _warn(job: Job, dataset: Dataset) -> None:
+    """Say what of a dataset a method does not learn from."""
+    if job.plan.channels < len(dataset.channels):
+        say(
+            f"warning: {job.method.name} sees one channel, {dataset.channels[0]}, of the {len(dataset.channels)} that "
+            f"{dataset.name} has; unet, dynunet and their like see all"
+        )
+    others = [name for name in dataset.objects if name not in job.plan.labels]
+    if others and "object" in type(job.config).model_fields:
+        say(
+            f"{job.method.name} learns one object, {job.plan.labels[1]}; with --set object=NAME it may be "
+            f"{', '.join(others)}"
+        )
+
+
+def carry_out(job: Job, dataset: Path, tensorboard: bool, dry: bool, test: int = 0) -> None:
     """Say what a run takes, train, and say what came out."""
     from volsam.recipes.methods import runs
     from volsam.training import processes
@@ -159,14 +177,21 @@ def carry_out(job: Job, tensorboard: bool, dry: bool, test: int = 0) -> None:
     first = processes.is_first()
     record = job.folder.record()
     if first:
-        for line in _prospect(job, record, runs.prospect(job)):
+        for line in _prospect(job, record, runs.prospect(job), test):
             typer.echo(line)
     if dry:
         return
+    if first and job.folder.resumes:
+        say(f"{job.folder.path} goes on where it was stopped")
     began = progress_of(job.folder.path) if first else None
-    done = runs.train(job, began, _board(job.folder.path) if tensorboard and first else None)
+    try:
+        done = runs.train(job, began, _board(job.folder.path) if tensorboard and first else None)
+    except KeyboardInterrupt:
+        then = "goes on from its last save" if job.folder.resumes else "begins anew, since nothing was saved yet"
+        say(f"stopped; the same command {then}")
+        raise
     if first:
-        _conclude(job, done, test)
+        _conclude(job, done, dataset, test)
 
 
 def gathered(config: Path | None, pairs: Iterable[str]) -> dict[str, Any]:
@@ -195,7 +220,7 @@ def gathered(config: Path | None, pairs: Iterable[str]) -> dict[str, Any]:
     return given
 
 
-def _prospect(job: Job, record: Record, found: Any) -> list[str]:
+def _prospect(job: Job, record: Record, found: Any, test: int) -> list[str]:
     plan, config = job.plan, job.config
     spacing = plan.preparation.spacing
     seen = "their own voxels" if spacing is None else " × ".join(f"{size:.2f}" for size in spacing) + " mm"
@@ -203,7 +228,8 @@ def _prospect(job: Job, record: Record, found: Any) -> list[str]:
     return [
         f"{job.method.title} on {record.dataset}: {len(plan.labels) - 1} class{'es' * (len(plan.labels) > 2)} "
         f"({', '.join(plan.labels[1:6])}{', …' * (len(plan.labels) > 6)})",
-        f"cases: {len(record.training)} to learn from, {len(record.validation)} to choose the best weights by",
+        f"cases: {len(record.training)} to learn from, {len(record.validation)} to choose the best weights by"
+        + (f", {test} left for the test" if test else ""),
         f"seen in {seen}, {' × '.join(map(str, plan.patch))} at once, {config.batch_size} per step, {schedule}",
         f"weights: {found.trained:,} learn, {found.frozen:,} are frozen"
         + (f"; begins with {record.init.name}" if record.init.name else ""),
@@ -272,18 +298,15 @@ def _board(folder: Path) -> Callable[[Mapping[str, float], int], None]:
     return board
 
 
-def _conclude(job: Job, done: Record, test: int) -> None:
+def _conclude(job: Job, done: Record, dataset: Path, test: int) -> None:
     rows = [["steps", f"{done.steps:,}"], ["minutes", f"{done.minutes:.1f}"]]
     if done.best is not None:
         rows.append([f"Dice of {len(done.validation)} validation cases", f"{done.best:.3f}"])
     table(["trained", job.folder.path.name], rows)
     typer.echo(f"the model: {job.folder.path}")
-    own = job.folder.path / "splits.json"
-    if test and own.is_file():
-        typer.echo(
-            f"score it on the {test} cases that it never saw: "
-            f"volsam evaluate {job.folder.path} DATASET -o report --split {own}"
-        )
+    if test:
+        line = shlex.join(["volsam", "evaluate", str(job.folder.path), str(dataset), "-o", "report"])
+        typer.echo(f"score it on the {test} case{'s' * (test > 1)} that it never saw: {line}")
 
 
 def _require_extra() -> None:

@@ -51,12 +51,18 @@ class Question:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        from volsam.inference.slices import AXES
+
         if self.protocol not in PROTOCOLS:
             raise BadInput(f"--protocol is {', '.join(PROTOCOLS)}, got {self.protocol!r}")
         if self.where not in PLACES:
             raise BadInput(f"--where is {', '.join(PLACES)}, got {self.where!r}")
         if self.per not in ("volume", "slice"):
             raise BadInput(f"--per is volume or slice, got {self.per!r}")
+        if self.plane not in ("auto", *AXES):
+            raise BadInput(f"--plane is auto, {', '.join(AXES)}, got {self.plane!r}")
+        if self.protocol == "clicks" and self.clicks == 0:
+            raise BadInput("--clicks 0 asks nothing: give 1 or more, or --protocol box or automatic")
         if self.protocol in ("automatic", "cvpr2025") and self.clicks is not None:
             raise BadInput(f"--protocol {self.protocol} has clicks of its own, or none: leave --clicks out")
         if self.protocol != "clicks" and (self.where != "deepest" or self.per != "volume"):

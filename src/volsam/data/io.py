@@ -152,7 +152,10 @@ def _chosen_frame(frame: int | None, frames: int, path: Path) -> int:
     if frame is None and frames == 1:
         return 0
     if frame is None:
-        raise BadInput(f"{path.name} holds {frames} frames: choose one with --frame 0..{frames - 1}")
+        raise BadInput(
+            f"{path.name} holds {frames} frames: choose one with --frame 0..{frames - 1} of `volsam segment`, or save "
+            "it as a file of its own"
+        )
     if not 0 <= frame < frames:
         held = f"{frames} frames, 0..{frames - 1}" if frames > 1 else "one frame, 0"
         raise BadInput(f"frame {frame} was asked for, but {path.name} holds {held}")

@@ -119,7 +119,13 @@ def spacing_of(cases: Iterable[Case], axes: str, voxels: int) -> tuple[float, fl
 def patch_of(
     cases: Iterable[Case], axes: str, spacing: Sequence[float], edge: int, multiple: int
 ) -> tuple[int, int, int]:
-    """Voxels to look at together: `edge` along each axis, or fewer where the median volume has no more than that."""
+    """Voxels to look at together: `edge` along each axis, or fewer where the median volume has no more than that.
+
+    Raises:
+        BadInput: `edge` is not a `multiple`.
+    """
+    if edge % multiple:
+        raise BadInput(f"edge={edge} will not do: it is a multiple of {multiple} here")
     _, extent = _median(cases, axes)
     wanted = np.ceil(extent / np.array(spacing) / multiple) * multiple
     return tuple(int(size) for size in np.minimum(edge, np.maximum(wanted, multiple)))  # type: ignore[return-value]

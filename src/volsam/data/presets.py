@@ -73,7 +73,9 @@ class Preset:
                 f"the first is called {min(cases, default='nothing')}"
             )
         rest = [case for case in cases if case not in test]
-        return [Fold(fold.train, fold.val, test) for fold in make_folds(rest, count, seed, patient_of(self.patient))]
+        return [
+            Fold(fold.train, fold.val, test) for fold in make_folds(rest, count, seed, patient_of(self.patient, rest))
+        ]
 
 
 presets: Registry[Preset] = Registry("preset")

@@ -84,8 +84,12 @@ def make_folds(
     return folds
 
 
-def patient_of(pattern: str) -> Callable[[str], str]:
-    """From a case's name to its patient: what the pattern matches, or its first group; else the whole name."""
+def patient_of(pattern: str, names: Sequence[str]) -> Callable[[str], str]:
+    """From a case's name to its patient: what the pattern matches, or its first group; it must match every name.
+
+    Raises:
+        BadInput: the pattern is none, matches no part of a name, or says of all names that they are one patient's.
+    """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -93,8 +97,12 @@ def patient_of(pattern: str) -> Callable[[str], str]:
 
     def patient(name: str) -> str:
         found = compiled.search(name)
-        return name if found is None else found.group(1 if compiled.groups else 0)
+        if not found or not (whose := found.group(1 if compiled.groups else 0)):
+            raise BadInput(f"the pattern {pattern!r} finds no patient in the case name {name!r}")
+        return whose
 
+    if len(names) > 1 and len(patients := {patient(name) for name in names}) == 1:
+        raise BadInput(f"the pattern {pattern!r} says that all {len(names)} cases are of one patient, {min(patients)}")
     return patient
 
 

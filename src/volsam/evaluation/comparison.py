@@ -19,6 +19,7 @@ from volsam.evaluation.statistics import Mean, Paired, adjusted, mean_of, paired
 
 TESTED = ("dice", "nsd", "hd95")
 EVERYTHING = "all objects"
+DATA = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,13 @@ def tests(reports: Mapping[str, Report]) -> list[Test]:
 def write(reports: Mapping[str, Report], folder: Path) -> list[Test]:
     """Write comparison.json, .csv, .md and .html into a folder; gives the tests."""
     require_comparable(reports)
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / DATA).is_file())):
+        raise BadInput(f"-o {folder} exists and is no comparison of ours: give the name of a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     found = tests(reports)
     blocks = list(blocks_of(reports, found))
     write_json(
-        folder / "comparison.json",
+        folder / DATA,
         {
             "methods": {name: dict(report.settings) for name, report in reports.items()},
             "tests": [_record(test) for test in found],

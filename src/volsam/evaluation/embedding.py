@@ -11,7 +11,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,11 @@ def silhouette(points: Sequence[Point]) -> float:
     return float(silhouette_score(_table(points), names))
 
 
+def in_words(silhouette: float) -> str:
+    """The number, or that there is none."""
+    return "none, it takes two datasets of several points" if isnan(silhouette) else f"{silhouette:.3f}"
+
+
 def write(points: Sequence[Point], model: str, folder: Path) -> float:
     """Write embeddings.csv and embeddings.html; gives the silhouette."""
     places = placed(points)
@@ -74,7 +79,7 @@ def write(points: Sequence[Point], model: str, folder: Path) -> float:
             [
                 "Features are the mean over each region or slice of what the encoder gives, each of unit spread",
                 "t-SNE after principal components, with a fixed seed: near means alike, far means little",
-                f"Silhouette of the datasets: {apart:.3f} (1: apart, 0: mixed)",
+                f"Silhouette of the datasets: {in_words(apart)} (1: apart, 0: mixed)",
             ]
         ),
         Table(["dataset", "points"], [[name, str(len(found))] for name, found in groups.items()]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
@@ -66,7 +67,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Steps after which the run could go on if it were stopped."""
     workers: NonNegativeInt = 0
     """Processes beside the training that prepare items; 0 prepares them in turn."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of everything that is drawn."""
 
     def rate(self, progress: float, step: int) -> float:
@@ -86,14 +87,17 @@ def configured(kind: type[Config], given: Mapping[str, Any]) -> Config:
     """A config of that kind with some fields set; unknown fields and impossible values are refused."""
     unknown = [name for name in given if name not in kind.model_fields]
     if unknown:
-        raise BadInput(f"there is no setting {unknown[0]!r}; there are: {', '.join(sorted(kind.model_fields))}")
+        near = get_close_matches(unknown[0], kind.model_fields, 1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise BadInput(f"there is no setting {unknown[0]!r}; {guess}there are: {', '.join(sorted(kind.model_fields))}")
     try:
         return kind.model_validate(dict(given))
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
+        # One error for each type that would do; a place within a field may be a type's name.
+        name = str(error.errors()[0]["loc"][0])
+        reasons = dict.fromkeys(found["msg"] for found in error.errors() if found["loc"][0] == name)
         raise BadInput(
-            f"{name}={given.get(name)!r} will not do: {first['msg']}; see `volsam train --settings METHOD`"
+            f"{name}={given[name]!r} will not do: {' or: '.join(reasons)}; see `volsam train --settings METHOD`"
         ) from None
 
 

@@ -95,10 +95,14 @@ class RunFolder:
         self.path = path
         self.keeps = keeps
 
-    def start(self, record: Record) -> None:
-        """Make the folder; refused where another run is in it."""
-        if self.path.exists() and any(self.path.iterdir()) and not (self.path / RUN).exists():
+    def require_free(self) -> None:
+        """A folder that holds something else is left alone."""
+        if self.path.exists() and (not self.path.is_dir() or (any(self.path.iterdir()) and not self.begun)):
             raise BadInput(f"{self.path} holds files that are no training run: give another folder with -o")
+
+    def start(self, record: Record) -> None:
+        """Make the folder."""
+        self.require_free()
         self.path.mkdir(parents=True, exist_ok=True)
         self.write(record)
 
@@ -111,6 +115,11 @@ class RunFolder:
     def begun(self) -> bool:
         """Whether there is a run."""
         return (self.path / RUN).is_file()
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it has steps behind it, from which it goes on."""
+        return self.begun and (self.path / RESUME).is_file()
 
     def record(self) -> Record:
         """What is known."""

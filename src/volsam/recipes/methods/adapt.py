@@ -16,6 +16,7 @@ from volsam.adapters.freeze import train_only
 from volsam.adapters.levels import add_level_adapters
 from volsam.data.dataset import Case, Dataset
 from volsam.data.preparation import Preparation, Prepared, patch_of, spacing_of
+from volsam.errors import BadInput
 from volsam.models.dense_classes import DenseClassNet
 from volsam.models.dense_prompt import DensePromptNet
 from volsam.recipes.methods.method import FEW, Method, Show, Weights, all_alike, augment_of, augmented, methods, plan_of
@@ -110,6 +111,15 @@ def _begun(config: AdaptedConfig, weights: Weights | None) -> DensePromptNet:
     """volsam-s, or one that begins from nothing, with adapters if they are wanted."""
     base = DensePromptNet()
     if weights is not None:
+        wanted = {name: value.shape for name, value in base.state_dict().items()}
+        strange = sorted(
+            name for name in {*wanted, *weights} if wanted.get(name) != getattr(weights.get(name), "shape", None)
+        )
+        if strange:
+            raise BadInput(
+                f"the weights to begin with are not those of {EMBEDDED}, {len(strange)} differ, such as {strange[0]}: "
+                "leave --init out, or give a run of adapt-clicks with tune=all"
+            )
         base.load_state_dict(weights)
     if config.tune == "adapters":
         add_level_adapters(base)

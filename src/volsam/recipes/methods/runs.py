@@ -84,6 +84,8 @@ def _dealt(dataset: Dataset, names: Sequence[str], fold: int, patient: Callable[
         return folds[fold]
     patients = len({patient(name) for name in names})
     if patients < 3:  # too few to leave any out
+        if fold:
+            raise BadInput(f"--fold {fold}: {dataset.name} has {patients} patients or cases, too few to be dealt out")
         return Fold(tuple(sorted(names)))
     folds = make_folds(names, min(FOLDS, patients), 0, patient)
     if not 0 <= fold < len(folds):
@@ -173,8 +175,7 @@ def start(
         versions={"volsam": _volsam(), "torch": torch.__version__, "python": platform.python_version()},
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    _begin(run, record)
-    write_splits([fold], folder / OWN_SPLITS)
+    _require_same(run, record)
     prepared = prepare(
         training,
         plan.preparation,
@@ -184,9 +185,15 @@ def start(
         declared=dataset.labels.values(),
     )
     _require_objects(prepared, plan, dataset)
+    for case in progress(validation, "reading validation cases") if not run.resumes else ():
+        read_label(case, read_image(case).grid)  # a bad one is found now, and not after an hour
     network.to(device)
     items = method.items(prepared, plan, config, network, device, lambda numbers: progress(numbers, "encoding slices"))
-    return Job(method, config, plan, network, method.task(network, plan, config), items, tuple(validation), run, device)
+    task = method.task(network, plan, config)
+    if not run.resumes:
+        run.start(record)
+        write_splits([fold], folder / OWN_SPLITS)
+    return Job(method, config, plan, network, task, items, tuple(validation), run, device)
 
 
 def prospect(job: Job) -> Prospect:
@@ -231,7 +238,7 @@ def train(
     if job.validation:
         cases = job.validation
         job_model = _as_model(job)
-        validate = lambda _: float(np.mean([score(job_model, case, job.plan) for case in cases]))  # noqa: E731
+        validate = lambda _: mean_score(job_model, cases, job.plan)  # noqa: E731
     state: State = fit(
         job.task,
         job.items,
@@ -251,7 +258,13 @@ def train(
     return found
 
 
-def score(model: Trained, case: Case, plan: Plan) -> float:
+def mean_score(model: Trained, cases: Iterable[Case], plan: Plan) -> float:
+    """Mean over cases of `score`, those aside that hold no object to ask for; 0 if there is no other."""
+    scores = [found for case in cases if (found := score(model, case, plan)) is not None]
+    return float(np.mean(scores)) if scores else 0.0
+
+
+def score(model: Trained, case: Case, plan: Plan) -> float | None:
     """Mean Dice of the objects that a case has, by an automatic model, or after one click, or a box, by others."""
     volume = read_image(case)
     target = read_label(case, volume.grid)
@@ -269,7 +282,7 @@ def score(model: Trained, case: Case, plan: Plan) -> float:
         ask = first_click if "click" in cast("Model", model).takes else box_around
         session.add(ask(target == value, volume.grid))
         scores.append(dice(session.mask.data[0] > 0, target == value))
-    return float(np.mean(scores)) if scores else 1.0
+    return float(np.mean(scores)) if scores else None
 
 
 def _as_model(job: Job) -> Trained:
@@ -285,27 +298,27 @@ def _recompute(network: nn.Module, name: str) -> None:
         encoder.recompute = True
 
 
-def _begin(run: RunFolder, record: Record) -> None:
-    """Write what is known, or make sure that a stopped run is this one.
+def _require_same(run: RunFolder, record: Record) -> None:
+    """A stopped run goes on as what it was.
 
     A run that was refused before its first steps, for its settings or its data, has learnt nothing and may be another.
     """
+    run.require_free()
     if not run.begun or {path.name for path in run.path.iterdir()} <= {RUN, OWN_SPLITS}:
-        run.start(record)
         return
     before = run.record()
-    settings = {f"setting {key}": (before.config.get(key), value) for key, value in record.config.items()}
+    settings = {f"another setting {key}": (before.config.get(key), value) for key, value in record.config.items()}
     for what, (old, new) in {
-        "method": (before.method, record.method),
+        "another method": (before.method, record.method),
         **settings,
-        "choice of cases": (", ".join(before.training), ", ".join(record.training)),
-        "files of the dataset": (before.fingerprint, record.fingerprint),
-        "weights to begin with": (before.init.sha256, record.init.sha256),
+        "another choice of cases": (", ".join(before.training), ", ".join(record.training)),
+        "other images or labels of these cases": (before.fingerprint, record.fingerprint),
+        "other weights to begin with": (before.init.name or "none", record.init.name or "none")
+        if before.init.sha256 != record.init.sha256
+        else ("", ""),
     }.items():
         if old != new:
-            raise BadInput(
-                f"{run.path} holds a run with another {what} ({old}, now {new}): give another folder with -o"
-            )
+            raise BadInput(f"{run.path} holds a run with {what} ({old}, now {new}): give another folder with -o")
 
 
 def _require_objects(cases: Sequence[Prepared], plan: Plan, dataset: Dataset) -> None:
