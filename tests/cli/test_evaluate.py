@@ -88,7 +88,11 @@ def test_clicks_are_scored_one_by_one(type_, a_model, a_dataset, tmp_path):
     assert float(rows[1]["dice"]) > 0.9
     assert rows[0]["hd95"] == ""
     assert float(rows[1]["hd95"]) < 4
-    assert result.stdout.splitlines()[0].startswith("Dice  0.9")
+    said = result.stdout.splitlines()
+    assert said[0].startswith("Dice  0.9")
+    assert any(line.startswith("HD95") and " mm (" in line for line in said)
+    assert "of the last answer, after 2 clicks" in said
+    assert "Scores are those of the last answer, after 2 clicks" in (out / "report.md").read_text()
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["1/3 case0", "2/3 case1", "3/3 case2"]
     assert len(list((out / "pictures").iterdir())) == 3
 
@@ -406,6 +410,30 @@ def test_a_class_that_is_called_otherwise_is_named(type_, a_dataset, tmp_path, m
         said.count("o class of the model has the name of a label; by their numbers, anterior is scored as lesion") == 2
     )
     assert "has the name of a label" not in evaluated("same", "Lesion", "cyst")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--clicks", 0), "--clicks 0 asks nothing"),
+        (("--clicks", 1, "--plane", "up"), "--plane is auto, axial, coronal, sagittal, got 'up'"),
+        (("--objects", ","), "--objects names none of lesion, cyst"),
+    ],
+)
+def test_what_asks_nothing_is_refused_and_leaves_nothing(type_, a_model, a_dataset, tmp_path, words, told):
+    out = tmp_path / "report"
+    assert told in error_of(type_("evaluate", "any", a_dataset, "-o", out, "--split", "all", *words))
+    assert not out.exists()
+
+
+def test_a_comparison_is_not_written_among_other_files(type_, a_model, a_dataset, tmp_path):
+    for name in ("one", "two"):
+        words = ("--split", "all", "--clicks", 1, "--name", name)
+        assert type_("evaluate", "any", a_dataset, "-o", tmp_path / name, *words).exit_code == 0
+    words = ("evaluate", "--compare", tmp_path / "one", tmp_path / "two", "-o")
+    assert "is no comparison of ours" in error_of(type_(*words, a_dataset))
+    for _ in range(2):
+        assert type_(*words, tmp_path / "beside").exit_code == 0
 
 
 def test_features_of_datasets_are_shown(type_, a_model, a_dataset, tmp_path, monkeypatch):

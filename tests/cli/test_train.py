@@ -37,6 +37,10 @@ def test_a_run_is_told_before_and_after(a_dataset, tmp_path):
     line = output.partition("it never saw: ")[2].strip()
     assert line == f"volsam evaluate {tmp_path / 'run'} {a_dataset} -o report"
     assert said(*line.split()[1:5], tmp_path / "report")[0] == 0, "the line that is told does what it says"
+    code, output = said("models", "show", tmp_path / "run")
+    assert code == 0
+    assert "background (0), ball (1), box (2)" in output
+    assert "max_steps=2" in output
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["done"]
     assert record["steps"] == 2

@@ -246,3 +246,17 @@ def test_what_the_readers_warn_of_is_a_problem_and_not_said_twice(a_dataset, cap
     assert len(problems) == 1
     assert problems[0].startswith("a_1: a_1_0000.nii.gz: 1 voxels are NaN or infinite")
     assert caplog.records == []
+
+
+def test_a_splits_file_that_does_not_fit_is_a_problem(a_dataset):
+    names = ["a_1", "a_2"]
+    splits = a_dataset / "splits_final.json"
+    splits.write_text(json.dumps([{"train": names[:1], "val": names[1:]}]))
+    assert check(read_dataset(a_dataset)) == []
+    splits.write_text(json.dumps([{"train": names, "val": ["gone", "lost"]}, {"train": ["gone"], "val": []}]))
+    assert check(read_dataset(a_dataset)) == ["splits_final.json names gone and 1 more, and there is no such case"]
+    (a_dataset / "labelsTr" / f"{names[0]}.nii.gz").unlink()
+    splits.write_text(json.dumps([{"train": names, "val": []}]))
+    assert f"splits_final.json names {names[0]}, and there is no label of it" in check(read_dataset(a_dataset))
+    splits.write_text("[]")
+    assert any("holds no fold" in problem for problem in check(read_dataset(a_dataset)))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from volsam.data.dataset import read_dataset, read_image, read_label
-from volsam.errors import BadInput
+from volsam.errors import BadFile, BadInput
 from volsam.evaluation.placement import box_around
 from volsam.inference.session import Session
 from volsam.inference.slices import SlicePredictor, SlicePrompts
@@ -166,6 +166,19 @@ def test_a_unet_begins_with_what_simclr_has_learnt(a_dataset, tmp_path):
     same = {name for name in begun if torch.equal(begun[name], taught[name])}
     learnt = {name for name, value in before.network.named_parameters() if value.requires_grad}
     assert {name for name in learnt if not name.startswith("project.")} <= same
+    runs.train(after)
+    both = tmp_path / "both"
+    both.mkdir()
+    (tmp_path / "before").rename(both / "before")
+    (tmp_path / "after").rename(both / "after")
+    load_run(both / "after", "cpu")
+    (both / "before").rename(tmp_path / "before")
+    (both / "after").rename(tmp_path / "alone")
+    load_run(tmp_path / "alone", "cpu")
+    (tmp_path / "before").rename(both / "elsewhere")
+    with pytest.raises(BadFile, match="which is gone: bring it back, or put it beside"):
+        load_run(tmp_path / "alone", "cpu")
+    (both / "elsewhere").rename(tmp_path / "before")
     other = {**settings, "width": 8}
     with pytest.raises(BadInput, match="the same width"):
         runs.start("unet", a_dataset, tmp_path / "other", settings=other, fold=fold, init=str(tmp_path / "before"))

@@ -164,6 +164,8 @@ def evaluate(
     report = _written(folder, source.cases, settings, question.steps, failed)
     for line in _lines(report):
         typer.echo(line)
+    if report.answer:
+        typer.echo(f"of {report.answer}")
     typer.echo(f"{output / 'report.html'}, report.md, scores.csv, results.json")
     if failed:
         fail(f"{len(failed)} of {len(source.cases)} cases failed, see above; the others are in {output}")
@@ -328,10 +330,13 @@ def _machine() -> str:
 def _lines(report: Report) -> Iterable[str]:
     """The means on standard output."""
     from volsam.evaluation.report import TITLES
+    from volsam.evaluation.rules import DISTANCES
 
     for measure, title in TITLES.items():
         mean = report.mean(measure)
         if mean.cases:
-            left = f"; {mean.left_out} infinite, left out" if mean.left_out else ""
+            left = f"; {mean.left_out} objects infinite, left out" if mean.left_out else ""
+            unit = "" if measure not in DISTANCES else " voxels" if report.rule.voxels else " mm"
             interval = "" if mean.low != mean.low else f" ({mean.low:.3f} to {mean.high:.3f})"
-            yield f"{title:<5} {mean.value:.3f}{interval}, {mean.cases} cases{left}"
+            many = "s" * (mean.cases != 1)
+            yield f"{title:<5} {mean.value:.3f}{unit}{interval}, {mean.cases} case{many}{left}"

@@ -66,12 +66,16 @@ def list_models(as_json: AsJson = False) -> None:
 
 @app.command(cls=Command)
 def show(name: Name) -> None:
-    """Show the card of a model: data, licence, scores, limits."""
+    """Show the card of a model: data, licence, scores, limits; of a run also its cases and settings."""
     from volsam.recipes.recipe import shipped
     from volsam.recipes.store import stored
+    from volsam.recipes.trained import is_run
 
     recipes = shipped()
-    known = record(recipes[name]) if name in recipes else record_of_stored(stored(name))
+    if name not in recipes and is_run(name):
+        known = record_of_run(Path(name))
+    else:
+        known = record(recipes[name]) if name in recipes else record_of_stored(stored(name))
     width = max(9, *map(len, known))
     for key, value in known.items():
         if value not in (None, "", []):
@@ -80,6 +84,28 @@ def show(name: Name) -> None:
     if card is not None and card.is_file():
         typer.echo("")
         typer.echo(card.read_text(encoding="utf-8").rstrip())
+
+
+def record_of_run(folder: Path) -> dict[str, Any]:
+    """What is known of a training run, for people."""
+    from volsam.training.run import RunFolder
+
+    known = RunFolder(folder).record()
+    return {
+        "run": str(folder),
+        "method": known.method,
+        "dataset": known.dataset,
+        "labels": [f"{name} ({value})" for name, value in zip(known.plan.labels, known.plan.values, strict=True)],
+        "learnt from": list(known.training),
+        "chosen by": list(known.validation),
+        "began with": known.init.name or "nothing",
+        "weights": f"{known.trained:,} learnt, {known.frozen:,} frozen",
+        "steps": f"{known.steps:,} in {known.minutes:.1f} minutes" if known.done else "not finished",
+        "Dice": "" if known.best is None else f"{known.best:.3f}, of the cases that it was chosen by",
+        "licence": known.licence,
+        "date": known.date,
+        "settings": [f"{name}={value}" for name, value in known.config.items()],
+    }
 
 
 @app.command("import", cls=Command)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from volsam.data.dataset import FOLDERS, Case, Dataset, misplaced, read_table, sources, whole_numbers
+from volsam.data.dataset import FOLDERS, Case, Dataset, misplaced, read_dataset, read_table, sources, whole_numbers
 from volsam.data.io import read_volume
+from volsam.data.splits import NAME as SPLITS
+from volsam.data.splits import read_splits
 from volsam.errors import BadInput, VolsamError
 from volsam.geometry import Grid
 from volsam.volume import Volume
@@ -48,11 +50,34 @@ def _folder_problems(dataset: Dataset) -> Iterator[str]:
     images = {path.resolve() for case in dataset.cases for path in case.images}
     if isinstance(declared, int) and declared != len(dataset.cases) and dataset.part == "training":
         yield f"dataset.json says numTraining {declared}, there are {len(dataset.cases)} cases"
+    if dataset.part == "training" and (dataset.folder / SPLITS).is_file():
+        yield from _split_problems(dataset)
     used = images | {case.label.resolve() for case in dataset.cases if case.label is not None}
     for name in FOLDERS[dataset.part]:
         for path in sorted((dataset.folder / name).glob("*")):
             if path.is_file() and not path.name.startswith(".") and path.resolve() not in used:
                 yield f"{name}/{path.name} belongs to no case"
+
+
+def _split_problems(dataset: Dataset) -> Iterator[str]:
+    try:
+        folds = read_splits(dataset.folder / SPLITS)
+    except VolsamError as error:
+        yield str(error)
+        return
+    named = {name for fold in folds for part in (fold.train, fold.val, fold.test) for name in part}
+    cases = list(dataset.cases)
+    if (dataset.folder / FOLDERS["test"][1]).is_dir():
+        cases += read_dataset(dataset.folder, "test").cases
+    labelled = {case.name: case.label is not None for case in cases}
+    if unknown := sorted(named - set(labelled)):
+        yield f"{SPLITS} names {_few(unknown)}, and there is no such case"
+    if bare := sorted(name for name in named if not labelled.get(name, True)):
+        yield f"{SPLITS} names {_few(bare)}, and there is no label of it"
+
+
+def _few(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _label_absences(dataset: Dataset, values: set[int]) -> Iterator[str]:

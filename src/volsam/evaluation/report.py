@@ -57,6 +57,14 @@ class Report:
         """Names of the objects, in the order in which they came."""
         return list(dict.fromkeys(row.object for row in self.rows))
 
+    @property
+    def answer(self) -> str:
+        """Which of several answers counts, in words; nothing where there is one."""
+        if len(self.steps) < 2:
+            return ""
+        best = self.rule.answer == "best"
+        return f"the best of {len(self.steps)} answers" if best else f"the last answer, after {self.steps[-1]}"
+
     def mean(self, measure: str, step: int | None = None, name: str | None = None) -> Mean:
         """Over all objects, or over those of one name; at an answer, or where none is given by the rule's choice."""
         rows = [row for row in self.rows if name is None or row.object == name]
@@ -212,6 +220,8 @@ def _introduction(report: Report) -> Iterator[str]:
     yield f"Protocol: {settings['protocol']}; {settings['described']}"
     yield f"Rule: {rule.name}, after {rule.source}: {rule.summary}"
     yield f"Tolerance of the surface score: {settings['tolerance_mm']:g} mm"
+    if report.answer:
+        yield f"Scores are those of {report.answer}, unless another is named"
     yield "Empty masks: " + _empty_policy(rule)
     taken = "the objects of a case, then cases" if rule.mean == "case" else "the cases of an object, then objects"
     yield f"Means are taken over {taken}; intervals hold 95 of 100 means of {DRAWS} draws of cases with replacement"

@@ -65,13 +65,24 @@ def load_run(path: str | os.PathLike[str], device: str) -> Trained:
     return found
 
 
+def _where(named: str, run: Path) -> str:
+    """The weights that a run began with: where they were, or, if both were moved, beside the run."""
+    place = Path(named)
+    if not place.is_absolute() or place.exists():
+        return named
+    beside = run.resolve().parent / place.name
+    if not beside.exists():
+        raise BadFile(f"{run} began with {named}, which is gone: bring it back, or put it beside {run}")
+    return str(beside)
+
+
 def load_network(path: str | os.PathLike[str]) -> tuple[Method, nn.Module, Record]:
     """The network of a run with its best weights, how it was trained, and what is known of it."""
     record = RunFolder(Path(path)).record()
     method = load_methods()[record.method]
     run = RunFolder(Path(path), method.keeps)
     config = method.recalled(method.config.model_validate(dict(record.config)))
-    weights, began = initial(method, record.init.name)
+    weights, began = initial(method, _where(record.init.name, Path(path)))
     if began.sha256 != record.init.sha256:
         raise BadFile(f"{path} began with {record.init.name}, and these weights have changed since: bring them back")
     network = method.network(record.plan, config, weights)
