@@ -130,6 +130,37 @@ def test_a_run_goes_on_when_its_dataset_was_copied(a_dataset, tmp_path):
     assert "other images or labels of these cases" in output
 
 
+def test_a_preset_is_what_its_paper_had_and_settings_of_ones_own_win(a_dataset, tmp_path):
+    small = ("--set", "edge=32", "--set", "augment=none", "--set", "max_steps=1", "--device", "cpu")
+    words = ("train", "3dsam-adapter", a_dataset, "-o", tmp_path / "run", "--preset", "kits21", *small)
+    code, output = said(*words)
+    assert code == 1
+    assert "object=tumour: the labels of" in output
+    code, output = said(*words, "--set", "object=box", "--set", "spacing=2")
+    assert code == 0, output
+    assert "as in 3DSAM-adapter (arXiv 2306.13465): window=(-54.0, 247.0), mean=59.53867, spread=55.457336" in output
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    seen = record["plan"]["preparation"]
+    assert (seen["scaling"], seen["window"], seen["mean"], seen["spread"]) == (
+        "window",
+        [-54.0, 247.0],
+        59.53867,
+        55.457336,
+    )
+    assert record["config"]["spacing"] == 2
+
+
+def test_a_window_alone_is_brought_to_minus_one_to_one(a_dataset, tmp_path):
+    words = ("train", "unet", a_dataset, "-o", tmp_path / "run", *QUICK)
+    assert said(*words, "--set", "window=[50,150]")[0] == 0
+    seen = json.loads((tmp_path / "run/run.json").read_text())["plan"]["preparation"]
+    assert (seen["mean"], seen["spread"]) == (100, 50)
+    for wrong in ("window=[9,3]", "mean=4"):
+        code, output = said("train", "unet", a_dataset, "-o", tmp_path / "no", *QUICK, "--set", wrong)
+        assert code == 1
+        assert "window" in output
+
+
 def test_settings_of_the_line_win_over_those_of_a_file(a_dataset, tmp_path):
     (tmp_path / "my.yaml").write_text("max_steps: 50\nlearning_rate: 0.004\n")
     code, output = said("train", "unet", a_dataset, "-o", tmp_path / "run", "--config", tmp_path / "my.yaml", *QUICK)

@@ -29,7 +29,7 @@ from .conftest import TINY, make_dataset
 
 SLICES = {"edge": 64, "batch_size": 2}
 STACKS = {**SLICES, "slices": 3, "batch_size": 1, "channels": 8, "rank": 4}
-VOLUMES = {"edge": 16, "enlarged": 4, "window": 2, "batch_size": 1}
+VOLUMES = {"edge": 16, "enlarged": 4, "attention": 2, "batch_size": 1}
 SETTINGS = {
     "adapt": {"edge": 32},
     "adapt-clicks": {"edge": 32},

@@ -30,6 +30,10 @@ InitOption = Annotated[
     str | None,
     typer.Option("--init", metavar="NAME|FILE", help="Weights to begin with, or `none`; each recipe has its own."),
 ]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="NAME", help="Window, spacing and object of a dataset as its paper had them."),
+]
 TrainCases = Annotated[
     int | None, typer.Option("--train-cases", metavar="N", min=1, help="Learn from so many of the training cases.")
 ]
@@ -77,6 +81,7 @@ def train(
     dataset: DatasetFolder,
     output: RunOutput,
     init: InitOption = None,
+    preset: PresetOption = None,
     train_cases: TrainCases = None,
     fold: FoldNumber = 0,
     patient: PatientOption = "",
@@ -103,7 +108,7 @@ def train(
         recipe,
         dataset,
         output,
-        gathered(config, settings or []),
+        gathered(config, settings or [], of_preset(preset, recipe)),
         init,
         train_cases,
         fold,
@@ -194,11 +199,25 @@ def carry_out(job: Job, dataset: Path, tensorboard: bool, dry: bool, test: int =
         _conclude(job, done, dataset, test)
 
 
-def gathered(config: Path | None, pairs: Iterable[str]) -> dict[str, Any]:
-    """Settings of a file and of the command line, which wins."""
+def of_preset(name: str | None, recipe: str) -> dict[str, Any]:
+    """What a preset tells a recipe, and a line about it."""
+    if name is None:
+        return {}
+    from volsam.data.presets import presets
+    from volsam.recipes.methods.method import load_methods
+
+    preset = presets[name]
+    found = preset.settings(load_methods()[recipe].config.model_fields)
+    told = ", ".join(f"{key}={value}" for key, value in found.items()) or f"nothing that {recipe} could be told"
+    say(f"as in {preset.paper}: {told}")
+    return found
+
+
+def gathered(config: Path | None, pairs: Iterable[str], first: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Settings of a preset, of a file and of the command line; what comes later wins."""
     import yaml
 
-    given: dict[str, Any] = {}
+    given = dict(first or {})
     if config is not None:
         try:
             content = yaml.safe_load(config.read_text(encoding="utf-8"))

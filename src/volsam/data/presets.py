@@ -7,11 +7,12 @@ preset describes the dataset after `volsam data convert`, or as its authors publ
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
-from volsam.data.splits import Fold, make_folds, patient_of
+from volsam.data.splits import Fold, deal, make_folds, patient_of
 from volsam.errors import BadInput
 from volsam.registry import Registry
 
@@ -28,7 +29,8 @@ class Preset:
     paper, each of the values it joins; window: intensities clipped to; percentile: or the share of voxels kept below
     the top; mean, spread: of the z-score after clipping; spacing: resampled to, in mm and in the order of the file's
     axes; axes: what the loader takes for depth, height and width, of the file's three; split: the rule in words;
-    sizes: of the published fold, train, validation and test; test: a pattern for the names of test cases; patient: a
+    sizes: of the published fold, train, validation and test; shares: of the patients in each of these, where they are
+    dealt out by chance; test: a pattern for the names of test cases; patient: a
     pattern for the part of a name that says whose a case is; colours: of label pictures, by value; notes: what else a
     user must know.
     """
@@ -47,6 +49,7 @@ class Preset:
     spacing: Spacing | None = None
     axes: tuple[int, int, int] | None = None
     sizes: tuple[int, int, int] | None = None
+    shares: tuple[float, float, float] | None = None
     test: str | None = None
     patient: str = ".*"
     colours: Mapping[int, Colour] = field(default_factory=lambda: MappingProxyType({}))
@@ -65,7 +68,9 @@ class Preset:
         return self.test is not None and re.fullmatch(self.test, case) is not None
 
     def folds(self, cases: Sequence[str], count: int = 5, seed: int = 0) -> list[Fold]:
-        """Folds of the cases that train, by patient; each with the published test cases, where they are known."""
+        """Folds by patient: with the published test cases where they are known, else in the published shares."""
+        if self.shares is not None:
+            return deal(cases, self.shares, count, seed, patient_of(self.patient, cases))
         test = tuple(sorted(case for case in cases if self.tests(case)))
         if self.test is not None and not test:
             raise BadInput(
@@ -77,6 +82,18 @@ class Preset:
             Fold(fold.train, fold.val, test) for fold in make_folds(rest, count, seed, patient_of(self.patient, rest))
         ]
 
+    def settings(self, known: Container[str]) -> dict[str, Any]:
+        """What a training that has such settings is to be told; the spacing only where it is one number."""
+        edges = set(self.spacing or ())
+        wanted = {
+            "window": self.window,
+            "mean": self.mean,
+            "spread": self.spread,
+            "spacing": edges.pop() if len(edges) == 1 else None,
+            "object": next(iter(self.scored)),
+        }
+        return {name: value for name, value in wanted.items() if value is not None and name in known}
+
 
 presets: Registry[Preset] = Registry("preset")
 
@@ -84,13 +101,13 @@ _ADAPTER = "3DSAM-adapter (arXiv 2306.13465)"
 _MA_SAM = "MA-SAM (arXiv 2309.08842)"
 _FIVE = (
     "five random folds of 70 / 10 / 20 in the release's split.pkl, of which the first is used; the file is not part of "
-    "this package, so put its folds into splits_final.json of the dataset"
+    "this package: `volsam data split --preset` deals out in the same shares, its own folds go into splits_final.json"
 )
 
 
 def _tumour(name: str, title: str, labels: Mapping[str, int], value: int, **more: object) -> None:
     """A tumour task of 3DSAM-adapter: one label, CT, voxels of 1 mm."""
-    fields = {"spacing": (1.0, 1.0, 1.0), "split": _FIVE, **more}
+    fields = {"spacing": (1.0, 1.0, 1.0), "split": _FIVE, "shares": (0.7, 0.1, 0.2), **more}
     scored = {"tumour": (value,)}
     presets.add(name, Preset(name, title, "CT", _ADAPTER, labels, scored, **fields))  # type: ignore[arg-type]
 
@@ -220,6 +237,7 @@ presets.add(
         {"right ventricle": (1,), "myocardium": (2,), "left ventricle": (3,)},
         split="five random shuffles of patients, 70 / 15 / 15, without a seed; the published file is not to be had",
         patient=r"patient\d+",
+        shares=(0.7, 0.15, 0.15),
         notes="A patient has two frames, which stay together. Few-shot runs keep the first patients of a fold.",
     ),
 )

@@ -84,6 +84,30 @@ def make_folds(
     return folds
 
 
+def deal(
+    names: Iterable[str],
+    shares: tuple[float, float, float],
+    count: int,
+    seed: int = 0,
+    patient: Callable[[str], str] = lambda name: name,
+) -> list[Fold]:
+    """Folds in which patients are drawn anew each time to train, to choose by and to test, in these shares."""
+    patients: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        patients.setdefault(patient(name), []).append(name)
+    if len(patients) < 3:
+        raise BadInput(f"{len(patients)} patients cannot be dealt out to train, to choose by and to test: 3 are needed")
+    found = []
+    for index in range(count):
+        order = sorted(patients)
+        np.random.default_rng([seed, index]).shuffle(order)
+        test = max(1, round(len(order) * shares[2]))
+        val = max(1, round(len(order) * shares[1]))
+        parts = (order[test + val :], order[test : test + val], order[:test])
+        found.append(Fold(*(tuple(sorted(name for each in part for name in patients[each])) for part in parts)))
+    return found
+
+
 def patient_of(pattern: str, names: Sequence[str]) -> Callable[[str], str]:
     """From a case's name to its patient: what the pattern matches, or its first group; it must match every name.
 

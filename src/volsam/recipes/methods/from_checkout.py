@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from volsam.data.dataset import Case, Dataset
 from volsam.data.preparation import Preparation, patch_of, spacing_of
 from volsam.errors import BadFile, BadInput
-from volsam.recipes.methods.method import Method, Weights, all_alike, methods, plan_of
+from volsam.recipes.methods.method import Method, Weights, all_alike, methods, plan_of, scaled
 from volsam.recipes.methods.plain_networks import PlainConfig, items, model, task
 from volsam.training.run import Plan
 
@@ -155,7 +155,7 @@ def plan(dataset: Dataset, cases: Sequence[Case], config: CheckoutConfig) -> Pla
     spacing = config.spacing or spacing_of(cases, "RAS", config.voxels)
     edge = max(config.edge, config.multiple)
     patch = config.patch or patch_of(cases, "RAS", spacing, edge, config.multiple)
-    return plan_of(dataset, Preparation(spacing=spacing), patch, config)
+    return plan_of(dataset, Preparation(spacing=spacing, **scaled(config)), patch, config)
 
 
 def network(plan: Plan, config: CheckoutConfig, weights: Weights | None) -> nn.Module:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from volsam.data.dataset import Case, Dataset
 from volsam.data.preparation import Preparation, Prepared
+from volsam.errors import BadInput
 from volsam.registry import Registry
 from volsam.training.augment import Augment
 from volsam.training.config import Config, TrainConfig
@@ -108,6 +110,32 @@ def classes_of(dataset: Dataset) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names and values of the classes, background first."""
     objects = sorted(dataset.objects.items(), key=lambda item: item[1])
     return ("background", *(name for name, _ in objects)), (0, *(value for _, value in objects))
+
+
+class WindowedConfig(TrainConfig, frozen=True):
+    """Settings of methods that may bring all volumes to one scale, as is done with CT."""
+
+    window: tuple[float, float] | None = None
+    """Intensities, such as HU, between which all lies after clipping; None: each volume's percentiles 0.5 and 99.5, and
+    each volume's own mean and spread."""
+    mean: float | None = None
+    """Of all training voxels in the window, which is taken off; None: the middle of the window."""
+    spread: PositiveFloat | None = None
+    """Of the same, by which is divided; None: half of the window."""
+
+
+def scaled(config: WindowedConfig) -> dict[str, Any]:
+    """How a preparation scales intensities."""
+    if config.window is None:
+        if config.mean is not None or config.spread is not None:
+            raise BadInput("mean and spread are of a window: set window=[LOW,HIGH] as well")
+        return {}
+    low, high = config.window
+    if low >= high:
+        raise BadInput(f"window=[{low:g},{high:g}] will not do: the first end is the lower one")
+    mean = (low + high) / 2 if config.mean is None else config.mean
+    spread = (high - low) / 2 if config.spread is None else config.spread
+    return {"scaling": "window", "window": config.window, "mean": mean, "spread": spread}
 
 
 def flippable(labels: Iterable[str]) -> bool:

@@ -12,9 +12,18 @@ from torch import Tensor, nn
 from volsam.data.dataset import Case, Dataset
 from volsam.data.preparation import Preparation, Prepared, patch_of, spacing_of
 from volsam.errors import BadInput
-from volsam.recipes.methods.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
+from volsam.recipes.methods.method import (
+    Method,
+    Show,
+    Weights,
+    WindowedConfig,
+    all_alike,
+    augment_of,
+    methods,
+    plan_of,
+    scaled,
+)
 from volsam.training import processes
-from volsam.training.config import TrainConfig
 from volsam.training.contrast import ContrastTask, Views, projection
 from volsam.training.items import Items, Patches
 from volsam.training.losses import dice_and_cross_entropy
@@ -25,7 +34,7 @@ if TYPE_CHECKING:
     from volsam.inference.windows import WindowModel
 
 
-class PlainConfig(TrainConfig, frozen=True):
+class PlainConfig(WindowedConfig, frozen=True):
     """Settings of a network that is trained from nothing."""
 
     max_steps: PositiveInt = 2000
@@ -44,7 +53,7 @@ def plan(multiple: int, dataset: Dataset, cases: Sequence[Case], config: PlainCo
     """Volumes as coarse as the settings say, with mean 0 and spread 1; patches of whole `multiple`s of voxels."""
     spacing = config.spacing or spacing_of(cases, "RAS", config.voxels)
     patch = patch_of(cases, "RAS", spacing, max(config.edge, multiple), multiple)
-    return plan_of(dataset, Preparation(spacing=spacing), patch, config)
+    return plan_of(dataset, Preparation(spacing=spacing, **scaled(config)), patch, config)
 
 
 def items(

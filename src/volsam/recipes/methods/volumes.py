@@ -17,9 +17,18 @@ from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.inference.volumes import CropModel
 from volsam.recipes.methods import from_sam
-from volsam.recipes.methods.method import Method, Show, Weights, augment_of, by_part, methods, plan_of
+from volsam.recipes.methods.method import (
+    Method,
+    Show,
+    Weights,
+    WindowedConfig,
+    augment_of,
+    by_part,
+    methods,
+    plan_of,
+    scaled,
+)
 from volsam.recipes.methods.slices import SMALL_SAM, require
-from volsam.training.config import TrainConfig
 from volsam.training.items import Items, Patches
 from volsam.training.losses import sam_adapter_3d as half_and_half
 from volsam.training.run import Plan
@@ -36,7 +45,7 @@ POINTS = (10, 20)
 """Clicks in the object and anywhere, of every step (its train.py)."""
 
 
-class VolumeConfig(TrainConfig, frozen=True):
+class VolumeConfig(WindowedConfig, frozen=True):
     """Settings of methods with SAM in 3D windows.
 
     Rate and losses are those of 3DSAM-adapter's code; there the rate falls linearly to a hundredth without a warm-up
@@ -51,7 +60,7 @@ class VolumeConfig(TrainConfig, frozen=True):
     """Voxels along the edge of a crop: 128 with clicks and 256 without in the paper."""
     enlarged: PositiveInt = 4
     """How many times a crop is enlarged before SAM's patches of 16 are made: 4 with clicks and 2 without."""
-    window: PositiveInt = 8
+    attention: PositiveInt = 8
     """Tokens along the edge of the windows of attention."""
     out: PositiveInt | None = None
     """Channels of a level of features; None: as many as SAM's neck has, 256 as published. The head's convolutions at
@@ -75,7 +84,8 @@ def plan(dataset: Dataset, cases: Sequence[Case], config: VolumeConfig) -> Plan:
         raise BadInput(f"out must be a multiple of 16, since eight heads share half of it, got {config.out}")
     spacing = config.spacing or float(np.prod(spacing_of(cases, AXES, config.voxels)) ** (1 / 3))
     edge = round(spacing, 4)
-    found = plan_of(dataset, Preparation(spacing=(edge, edge, edge), axes=AXES), (config.edge,) * 3, config, channels=1)
+    preparation = Preparation(spacing=(edge, edge, edge), axes=AXES, **scaled(config))
+    found = plan_of(dataset, preparation, (config.edge,) * 3, config, channels=1)
     if not isinstance(config, ClickConfig):
         return found
     wanted = config.object or found.labels[1]
@@ -118,7 +128,7 @@ def automatic(method: from_sam.Method, plan: Plan, config: VolumeConfig, weights
         classes=len(plan.labels),
         crop=plan.patch,
         enlarged=config.enlarged,
-        window=config.window,
+        window=config.attention,
         out=config.out,
     )
 
@@ -139,7 +149,7 @@ def clicked(plan: Plan, config: ClickConfig, weights: Weights | None) -> nn.Modu
         require(weights, "3dsam-adapter"),
         crop=plan.patch,
         enlarged=config.enlarged,
-        window=config.window,
+        window=config.attention,
         out=config.out,
     )
 
