@@ -8,7 +8,7 @@ from math import inf, nan
 import pytest
 
 from volsam.errors import BadFile, BadInput
-from volsam.evaluation import comparison, figures, report
+from volsam.evaluation import comparison, figures, report, report_page
 from volsam.evaluation.page import Heading, Picture, Points, Table, Text, as_html, as_markdown
 from volsam.evaluation.study import Row
 
@@ -60,7 +60,7 @@ class Tags(HTMLParser):
 
 def test_a_report_is_four_files_that_say_the_same(tmp_path):
     written = a_report()
-    report.write(written, tmp_path)
+    report_page.write(written, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "report.html",
         "report.md",
@@ -85,7 +85,7 @@ def test_a_report_is_four_files_that_say_the_same(tmp_path):
 
 
 def test_a_page_needs_nothing_beside_it(tmp_path):
-    report.write(a_report(), tmp_path)
+    report_page.write(a_report(), tmp_path)
     tags = Tags()
     tags.feed((tmp_path / "report.html").read_text())
     assert tags.open == []
@@ -96,20 +96,20 @@ def test_a_page_needs_nothing_beside_it(tmp_path):
 
 def test_plots_are_in_the_page_and_their_absence_is_said(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    report.write(a_report(), tmp_path)
+    report_page.write(a_report(), tmp_path)
     first = (tmp_path / "report.html").read_text()
     assert first.count("<svg") == 3
-    report.write(a_report(), tmp_path)
+    report_page.write(a_report(), tmp_path)
     assert (tmp_path / "report.html").read_text() == first  # the same data make the same bytes
     monkeypatch.setattr(figures, "available", lambda: False)
-    report.write(a_report(), tmp_path)
+    report_page.write(a_report(), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "<svg" not in page
     assert "extra &quot;train&quot;" in page
 
 
 def test_a_report_comes_back_from_its_file(tmp_path):
-    report.write(a_report(), tmp_path)
+    report_page.write(a_report(), tmp_path)
     for place in (tmp_path, tmp_path / "results.json"):
         again = report.read(place)
         assert again.mean("dice") == a_report().mean("dice")
@@ -129,7 +129,7 @@ def test_a_report_comes_back_from_its_file(tmp_path):
 
 def test_a_report_without_any_case_says_so(tmp_path):
     empty = report.Report(SETTINGS, ["1 click"], [], {"a": "broken"}, "")
-    report.write(empty, tmp_path)
+    report_page.write(empty, tmp_path)
     assert "No case was scored." in (tmp_path / "report.md").read_text()
 
 

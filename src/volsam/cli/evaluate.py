@@ -309,11 +309,12 @@ def _in_words(rows: Sequence[Any]) -> str:
 def _written(
     folder: Folder, cases: Sequence[Case], settings: Mapping[str, Any], steps: Sequence[str], failed: Mapping[str, str]
 ) -> Report:
-    from volsam.evaluation import report as reports
+    from volsam.evaluation.report import Report
+    from volsam.evaluation.report_page import write
 
     rows = folder.rows(case.name for case in cases)
-    report = reports.Report(settings, steps, rows, failed, _machine())
-    reports.write(report, folder.path)
+    report = Report(settings, steps, rows, failed, _machine())
+    write(report, folder.path)
     return report
 
 

@@ -69,10 +69,9 @@ def show(name: Name) -> None:
     """Show the card of a model: data, licence, scores, limits; of a run also its cases and settings."""
     from volsam.recipes.recipe import shipped
     from volsam.recipes.store import stored
-    from volsam.recipes.trained import is_run
 
     recipes = shipped()
-    if name not in recipes and is_run(name):
+    if name not in recipes and Path(name).is_dir():
         known = record_of_run(Path(name))
     else:
         known = record(recipes[name]) if name in recipes else record_of_stored(stored(name))
