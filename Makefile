@@ -1,6 +1,6 @@
 # make demo    sets everything up, then segments an invented scan with one click
 # make test    sets everything up, then runs every check, the documentation build and every test
-# make check   the same without the slow parts, in under two minutes
+# make check   the same without the slow parts, in about two minutes
 # make docs    builds the documentation into site/
 # make slicer-env   the environment in which the 3D Slicer module is tested, 1.1 GB; make test makes it
 # make bench   times what this project promises about time and memory; wants a quiet machine
@@ -27,6 +27,8 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONUTF8=1 $(BIN)/python -m pytest -q -n 2
 # Reaches the environments in which packages are built, too: nothing may bring another torch with it.
 export PIP_CONSTRAINT := $(CONSTRAINTS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where this is set, every process would compile all of torch's and MONAI's modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 # The theme of the documentation announces its plans with every build; that is not a finding about ours.
 export NO_MKDOCS_2_WARNING := 1
 

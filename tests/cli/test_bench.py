@@ -13,6 +13,8 @@ from volsam.evaluation.gate import read_goals
 from volsam.evaluation.published import figures, sam
 from volsam.recipes.bench import child, compared, suites
 
+pytestmark = pytest.mark.slow
+
 Type = Callable[..., Result]
 TASKS = {task for tasks in suites.TASKS.values() for task in tasks}
 GOALS = Path(__file__).parents[2] / "benchmarks" / "originals" / "goals.txt"

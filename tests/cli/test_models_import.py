@@ -19,6 +19,8 @@ from volsam.errors import BadInput
 from ..recipes.files import Malicious, of_a_training, saved, weights_of
 from .conftest import Type, error_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def a_sam(tmp_path: Path) -> Path:

@@ -8,6 +8,8 @@ from volsam.inference.preview import CONTOUR, MARGIN, OUTSIDE, TITLE, draw
 from volsam.prompts import Box, Click, PromptSet, Scribble
 from volsam.volume import Volume
 
+pytestmark = pytest.mark.slow
+
 
 def a_cube(grid: Grid, low: tuple[int, int, int], high: tuple[int, int, int]) -> Volume:
     mask = np.zeros(grid.shape, np.uint8)

@@ -16,6 +16,8 @@ from volsam.recipes.bench import compared, suites
 from volsam.recipes.bench.compared import Pair
 from volsam.recipes.bench.suites import Settings
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"width": 48, "depth": 3, "heads": 4, "window": 3, "wide": (1,)}
 HEAD = {"hidden": 32, "quality_width": 16}
 

@@ -14,6 +14,8 @@ from volsam.evaluation.published import auto_sam, figures, ma_sam, sam, sam_adap
 from volsam.evaluation.published.encoder import AdaptedBlock, Encoder, StudentBlock
 from volsam.recipes.families.fixture import Fixture, read_fixture
 
+pytestmark = pytest.mark.slow
+
 REFERENCE = Path(__file__).parents[1] / "reference"
 PARITY = Path(os.environ.get("VOLSAM_SHARED", Path(__file__).parents[3] / "shared")) / "parity"
 

@@ -17,6 +17,8 @@ from volsam.inference.session import Session
 from volsam.prompts import Box, Click, MaskHint, Scribble
 from volsam.volume import Volume
 
+pytestmark = pytest.mark.slow
+
 ORDERS = [
     "".join(pair[sign] for pair, sign in zip(order, signs, strict=True))
     for order in permutations(["RL", "AP", "SI"])

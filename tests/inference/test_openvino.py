@@ -19,6 +19,8 @@ from volsam.models.mask_head import HeadConfig
 from volsam.models.prompt_encoder import PromptBatch, PromptConfig
 from volsam.models.segmenter import Segmenter, SegmenterConfig
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("openvino")
 
 ENCODER = EncoderConfig(

@@ -21,6 +21,8 @@ from volsam.recipes.importing import import_checkpoint
 
 from .files import RECORDED, saved, weights_of
 
+pytestmark = pytest.mark.slow
+
 
 def a_network(name: str = "sam-med3d", fixture: str = "sam_med3d") -> torch.nn.Module:
     recorded = read_fixture(RECORDED / f"{fixture}.json")

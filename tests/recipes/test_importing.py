@@ -36,6 +36,8 @@ from .files import (
 )
 from .manifests import manifest, needs_manifests
 
+pytestmark = pytest.mark.slow
+
 Change = Callable[[Tensors], object]
 
 WHOLE = {"sam2d": "sam", "sam_med3d": "sam-med3d"}

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from volsam.models.original_names import from_original
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "sam_mini"
 NAMES = ("muon", "network", "slices", "train", "scenes", "evaluate", "pretraining")
 

@@ -16,6 +16,8 @@ from volsam.recipes.methods.from_sam import peft_from_sam, sam_adapter_3d_from_s
 from .sams import a_full_sam, a_tiny_sam
 from .test_from_sam import count, gradients_reach_exactly_what_learns, learning
 
+pytestmark = pytest.mark.slow
+
 CROP = (16, 16, 16)
 """Enlarged four times: a grid of 4³."""
 

@@ -21,6 +21,8 @@ from volsam.prompts import Click
 from volsam.server import heap
 from volsam.server.encodings import Encoded, Encodings, size_of
 
+pytestmark = pytest.mark.slow
+
 A, B, C = (22, 20, 14), (30, 28, 18), (12, 12, 8)
 MEBIBYTE = 1 << 20
 

@@ -15,6 +15,8 @@ from volsam.prompts import Click
 from volsam.server.strokes import painted
 from volsam.volume import Volume
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (40, 44, 36)  # x, y, z
 A, B = (18, 20, 16), (24, 26, 18)
 GEOMETRY = {"spacing": [1.0, 1.5, 2.0], "origin": [-10.0, 5.0, 30.0], "direction": [1, 0, 0, 0, 1, 0, 0, 0, -1]}

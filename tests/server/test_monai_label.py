@@ -20,6 +20,8 @@ from volsam.server.dialects.monai_label import training
 from volsam.server.dialects.monai_label.tasks import Task, Tasks
 from volsam.server.problems import Problem
 
+pytestmark = pytest.mark.slow
+
 A, B, C = [20, 20, 14], [26, 22, 16], [22, 24, 14]
 KEY = "a-key-of-some-length"
 

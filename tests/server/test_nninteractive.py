@@ -17,6 +17,8 @@ from volsam.server.dialects import nnia
 from volsam.server.strokes import painted
 from volsam.volume import Volume
 
+pytestmark = pytest.mark.slow
+
 SHAPE, SPACING = (40, 44, 36), (2.0, 1.5, 1.5)
 A, B = (18, 20, 16), (24, 26, 18)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 A, B, NEAR = (20, 20, 14), (26, 20, 14), (23, 20, 14)
 
 

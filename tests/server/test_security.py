@@ -16,6 +16,8 @@ from volsam.errors import BadInput
 from volsam.server import wire
 from volsam.server.settings import Settings, read_key
 
+pytestmark = pytest.mark.slow
+
 KEY = "correct-horse-battery-staple"
 A = (22, 20, 14)
 

@@ -12,6 +12,8 @@ import pytest
 from volsam.server.leases import Leases
 from volsam.server.problems import Problem
 
+pytestmark = pytest.mark.slow
+
 A, B, C = (20, 20, 14), (26, 20, 14), (34, 30, 20)
 
 

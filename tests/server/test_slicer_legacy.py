@@ -21,6 +21,8 @@ from volsam.server.dialects.arrays import read_npy
 from volsam.server.strokes import painted
 from volsam.volume import Volume
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (36, 44, 40)  # k, j, i
 A, B = (16, 20, 18), (18, 26, 24)
 MISFIT = np.ones((3, 3, 3), np.uint8)

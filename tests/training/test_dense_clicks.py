@@ -11,6 +11,8 @@ from volsam.models.prompt_maps import NOWHERE
 from volsam.training import dense_clicks
 from volsam.training.dense_clicks import DenseClickTask, Targets, deepest, first_prompts, next_prompts, overlap
 
+pytestmark = pytest.mark.slow
+
 
 def a_ball(edge: int = 32, count: int = 1) -> Tensor:
     line = torch.arange(edge) - edge / 2

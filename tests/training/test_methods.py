@@ -27,6 +27,8 @@ from volsam.training.contrast import contrast
 from ..recipes.sams import a_tiny_sam
 from .conftest import TINY, make_dataset
 
+pytestmark = pytest.mark.slow
+
 SLICES = {"edge": 64, "batch_size": 2}
 STACKS = {**SLICES, "slices": 3, "batch_size": 1, "channels": 8, "rank": 4}
 VOLUMES = {"edge": 16, "enlarged": 4, "attention": 2, "batch_size": 1}

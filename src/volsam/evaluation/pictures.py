@@ -42,7 +42,7 @@ def draw(volume: Volume, target: Mask, mask: Mask, path: Path) -> None:
     for plane in planes:
         sheet.paste(plane, (left, (EDGE - plane.height) // 2))
         left += plane.width + 8
-    sheet.save(path, format="PNG", optimize=True)
+    sheet.save(path, format="PNG")
 
 
 def _turned(values: NDArray[np.generic], grid: Grid, frame: Grid) -> NDArray[np.generic]:
