@@ -153,7 +153,7 @@ def begin(
             fold=cases,
             init=init,
             device=choose_device(device),
-            progress=lambda items, what: track(items, what) if len(items) > 1 else items,
+            progress=lambda items, what: track(items, what) if len(items) > 5 else items,
         )
         _warn(job, found)
         carry_out(job, dataset, tensorboard, dry, test=len(cases.test))
