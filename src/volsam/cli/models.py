@@ -65,7 +65,9 @@ def list_models(as_json: AsJson = False) -> None:
 
 
 @app.command(cls=Command)
-def show(name: Name) -> None:
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name from `volsam models list`, or a run's folder.")],
+) -> None:
     """Show the card of a model: data, licence, scores, limits; of a run also its cases and settings."""
     from volsam.recipes.recipe import shipped
     from volsam.recipes.store import stored
