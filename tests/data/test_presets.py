@@ -98,4 +98,5 @@ def test_a_preset_tells_a_training_what_it_can_be_told():
         "object": "tumour",
     }
     assert presets["btcv"].settings(("window",)) == {"window": (-200.0, 250.0)}
+    assert presets["prostate-6"].settings(("window", "percentiles")) == {"percentiles": (0.0, 99.0)}
     assert presets["prostate-6"].settings(("window", "spacing")) == {}

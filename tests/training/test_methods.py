@@ -263,7 +263,8 @@ def test_methods_of_slices_see_colours_and_others_say_what_they_do_not_see(names
         model.segment(volume.with_data(volume.data[:1]))
 
 
-def test_stacks_in_colour_are_scaled_as_the_model_scales_them(tmp_path):
+@pytest.mark.parametrize("percentiles", [(0.5, 99.5), (0.0, 80.0)])
+def test_stacks_in_colour_are_scaled_as_the_model_scales_them(tmp_path, percentiles):
     from volsam.data.preparation import Preparation, prepare
     from volsam.inference.automatic import StackStyle, between_percentiles, segment_slices
     from volsam.training.augment import Augment
@@ -271,7 +272,7 @@ def test_stacks_in_colour_are_scaled_as_the_model_scales_them(tmp_path):
 
     dataset = make_dataset(tmp_path / "Dataset007_Film", channels=3)
     case, volume = dataset.cases[0], read_image(dataset.cases[0])
-    prepared = prepare([case], Preparation(axes="SPL"), (0, 1, 2), tmp_path / "kept")
+    prepared = prepare([case], Preparation(axes="SPL", percentiles=percentiles), (0, 1, 2), tmp_path / "kept")
     stacks = Stacks(prepared, 3, 32, Augment("none", (), ()), 0, channels=3)
     shown = coloured(stacks.stack(prepared[0], 5)[0])
     looked: list[torch.Tensor] = []
@@ -280,9 +281,19 @@ def test_stacks_in_colour_are_scaled_as_the_model_scales_them(tmp_path):
         looked.append(stack)
         return torch.zeros(1, 3, 3, 8, 8)
 
-    style = StackStyle(3, between_percentiles(0.5, 99.5), coloured=True)
+    style = StackStyle(3, between_percentiles(*percentiles), coloured=True)
     segment_slices(look, volume, style, 32, "axial")
     torch.testing.assert_close(looked[5][0], shown, atol=5e-3, rtol=0)
+
+
+def test_percentiles_are_those_of_training_and_of_the_model(a_dataset, tmp_path, a_sam):
+    job, _ = trained("ma-sam", a_dataset, tmp_path / "run", a_sam, max_steps=1, percentiles=(0, 90))
+    assert job.plan.preparation.percentiles == (0, 90)
+    volume = read_image(a_dataset.cases[0])
+    limits = load_run(tmp_path / "run", "cpu").style.limits(volume)
+    assert limits == pytest.approx(np.percentile(volume.data[0], (0, 90)))
+    with pytest.raises(BadInput, match="the first one is the lower one"):
+        trained("autosam", a_dataset, tmp_path / "other", a_sam, percentiles=(90, 10))
 
 
 def test_a_first_step_is_made_in_the_precision_of_the_run(a_dataset, tmp_path):

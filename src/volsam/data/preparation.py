@@ -41,9 +41,11 @@ class Preparation(BaseModel, frozen=True, extra="forbid"):
     axes: str = "RAS"
     """Where the axes of an array point, as near as the volume's own axes allow."""
     scaling: Literal["zscore", "window", "unclipped"] = "zscore"
-    """zscore: each channel of a volume, clipped to its percentiles 0.5 and 99.5, to mean 0 and spread 1; window:
+    """zscore: each channel of a volume, clipped to its `percentiles`, to mean 0 and spread 1; window:
     clipped to `window`, then (value - mean) / spread; unclipped: as zscore, but nothing is lost, for networks that
     scale what they look at by themselves."""
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    """Of a channel's values, 0 to 100."""
     window: tuple[float, float] | None = None
     """Intensities, such as HU, between which all lies after clipping."""
     mean: float = 0.0
@@ -94,7 +96,7 @@ class Preparation(BaseModel, frozen=True, extra="forbid"):
         else:
             flat = values.reshape(-1)
             sample = flat[:: max(1, flat.size // SAMPLE)].astype(np.float32)
-            low, high = (float(value) for value in np.percentile(sample, (0.5, 99.5)))
+            low, high = (float(value) for value in np.percentile(sample, self.percentiles))
             if low == high:  # nearly all is one value, as beside a small mask: what is not may be all there is to see
                 low, high = float(values.min()), float(values.max())
                 sample = flat.astype(np.float32)

@@ -87,6 +87,7 @@ class Preset:
         edges = set(self.spacing or ())
         wanted = {
             "window": self.window,
+            "percentiles": None if self.percentile is None else (0.0, self.percentile),
             "mean": self.mean,
             "spread": self.spread,
             "spacing": edges.pop() if len(edges) == 1 else None,

@@ -17,6 +17,9 @@ Config = TypeVar("Config", bound="TrainConfig")
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 """A part of something, 0 to 1."""
 
+Percent: TypeAlias = Annotated[float, Field(ge=0, le=100)]
+"""A part of something, 0 to 100."""
+
 Decay: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 """Of a running average."""
 

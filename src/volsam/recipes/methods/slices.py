@@ -15,7 +15,7 @@ from volsam.errors import BadInput
 from volsam.inference.slices import AXES, plane_of
 from volsam.recipes.methods.from_sam import auto_sam_from_sam, ma_sam_from_sam
 from volsam.recipes.methods.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
-from volsam.training.config import TrainConfig
+from volsam.training.config import Percent, TrainConfig
 from volsam.training.items import Embedded, Items, Stacks
 from volsam.training.losses import auto_sam as auto_sam_loss
 from volsam.training.losses import ma_sam as ma_sam_loss
@@ -38,7 +38,9 @@ class SliceConfig(TrainConfig, frozen=True):
     edge: PositiveInt = 256
     """Pixels along both sides of a slice, a multiple of 16: 256 for sam-mini, 512 in MA-SAM, 1024 in AutoSAM."""
     window: tuple[float, float] | None = None
-    """Intensities, such as HU, between which all lies after clipping; None: the percentiles 0.5 and 99.5."""
+    """Intensities, such as HU, between which all lies after clipping; None: each volume's `percentiles`."""
+    percentiles: tuple[Percent, Percent] = (0.5, 99.5)
+    """Between which a volume is clipped where there is no window; [0,99] for MA-SAM's prostates."""
 
 
 class AutoSamConfig(SliceConfig, frozen=True):
@@ -82,8 +84,13 @@ def plan(dataset: Dataset, cases: Sequence[Case], config: SliceConfig) -> Plan:
         raise BadInput(f"edge must be a multiple of 16, the patch of SAM, got {config.edge}")
     plane = plane_of(read_grid(cases[0].images[0])) if config.plane == "auto" else config.plane
     slices = config.slices if isinstance(config, MaSamConfig) else 1
+    if not config.percentiles[0] < config.percentiles[1]:
+        raise BadInput(f"percentiles={list(config.percentiles)} will not do: the first one is the lower one")
     preparation = Preparation(
-        axes=AXES[plane], scaling="zscore" if config.window is None else "window", window=config.window
+        axes=AXES[plane],
+        scaling="zscore" if config.window is None else "window",
+        window=config.window,
+        percentiles=config.percentiles,
     )
     channels = 3 if in_colour(dataset.channels) else 1
     return plan_of(dataset, preparation, (slices, config.edge, config.edge), config, channels)
@@ -116,7 +123,7 @@ def limits_of(config: SliceConfig) -> Limits:
     """Between which intensities a volume is clipped."""
     from volsam.inference.automatic import between_percentiles, window
 
-    return between_percentiles(0.5, 99.5) if config.window is None else window(*config.window)
+    return between_percentiles(*config.percentiles) if config.window is None else window(*config.window)
 
 
 def require(weights: Weights | None, name: str) -> Weights:
