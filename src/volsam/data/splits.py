@@ -68,9 +68,7 @@ def make_folds(
         seed: the same seed makes the same folds, in whatever order the names come.
         patient: tells from a case's name whose it is.
     """
-    patients: dict[str, list[str]] = {}
-    for name in sorted(set(names)):
-        patients.setdefault(patient(name), []).append(name)
+    patients = _by_patient(names, patient)
     if not 2 <= count <= len(patients):
         raise BadInput(f"{count} folds were asked for, {len(patients)} patients allow 2 to {len(patients)}")
     order = sorted(patients)
@@ -84,6 +82,13 @@ def make_folds(
     return folds
 
 
+def _by_patient(names: Iterable[str], patient: Callable[[str], str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        found.setdefault(patient(name), []).append(name)
+    return found
+
+
 def deal(
     names: Iterable[str],
     shares: tuple[float, float, float],
@@ -92,9 +97,7 @@ def deal(
     patient: Callable[[str], str] = lambda name: name,
 ) -> list[Fold]:
     """Folds in which patients are drawn anew each time to train, to choose by and to test, in these shares."""
-    patients: dict[str, list[str]] = {}
-    for name in sorted(set(names)):
-        patients.setdefault(patient(name), []).append(name)
+    patients = _by_patient(names, patient)
     if len(patients) < 3:
         raise BadInput(f"{len(patients)} patients cannot be dealt out to train, to choose by and to test: 3 are needed")
     found = []
