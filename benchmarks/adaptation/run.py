@@ -60,6 +60,8 @@ def main() -> None:
     options = parser.parse_args()
     ours = [name for name, (recipe, _) in METHODS.items() if recipe]
     chosen = options.methods.split(";") if options.methods else ours
+    if strange := [name for name in chosen if name not in ours]:
+        parser.error(f"--methods {strange[0]}: there are {'; '.join(ours)}, and nnU-Net in benchmarks/peers/nnunet.py")
     carry_out(options, [*chosen, SIMCLR] if options.pace else chosen, pace, run)
 
 
