@@ -270,8 +270,9 @@ def _mask_points(answer: Answer) -> NDArray[np.float64] | None:
 def _with_something_inside(prompts: PromptSet, before: Answer) -> PromptSet:
     """After a box and clicks outside alone, a click inside as well: deep in the mask, far from the others.
 
-    A network that knows only what is not the object gives up most of it at the first correction of a box; on four sets
-    that cost a third of the Dice (`benchmarks/default_model/boxes.md`). Any click inside by the user takes its place.
+    A network that knows only what is not the object gives much of it up at the first correction of a box; on four of
+    five sets Dice fell by an eighth to a third (`benchmarks/default_model/log.md`). Any click inside by the user takes
+    its place.
     """
     from volsam.data.simulate import deepest  # brings scipy, which takes long to load; most sessions never ask
 
