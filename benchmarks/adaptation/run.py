@@ -108,7 +108,7 @@ def pace(options: argparse.Namespace, set: str, method: str) -> int:
     recipe, settings = ("simclr", {}) if method == SIMCLR else METHODS[method.removesuffix(MORE)]
     folder = options.work / f"{set}-pace"
     shutil.rmtree(folder, ignore_errors=True)
-    given = {**settings, "minutes": PACED, "clock": "cpu", "max_steps": 10**6, "validate_every": 1.0}
+    given = {**settings, "minutes": PACED, "clock": "cpu", "validate_every": 1.0}
     words = ["train", recipe, options.data / set, "-o", folder, "--device", "cpu", "--train-cases"]
     words += ["5" if method.endswith(MORE) else "2"]
     done = volsam([*words, *(word for key, value in given.items() for word in ("--set", f"{key}={value}"))])

@@ -74,7 +74,7 @@ def main() -> None:
     rows = []
     for name, words in commands.items():
         run = options.work / name
-        settings = {**more[name], "minutes": minutes[name], "clock": "cpu", "max_steps": 10**6, "validate_every": 0.5}
+        settings = {**more[name], "minutes": minutes[name], "clock": "cpu", "validate_every": 0.5}
         volsam([*words, "--device", "cpu", *(w for k, v in settings.items() for w in ("--set", f"{k}={v}"))])
         report = options.work / f"{name}-report"
         splits = dataset / NAME

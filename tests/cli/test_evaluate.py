@@ -312,7 +312,7 @@ def a_trained_model(a_model, a_run: Path, a_dataset: Path, monkeypatch: pytest.M
 
     record = SimpleNamespace(**json.loads((a_run / "record.json").read_text()))
     record.plan = SimpleNamespace(labels=("background", *read_dataset(a_dataset).objects))
-    monkeypatch.setattr("volsam.recipes.trained.is_run", lambda path: Path(path) == a_run)
+    monkeypatch.setattr("volsam.recipes.trained.place_of", lambda path: a_run if Path(path) == a_run else None)
     monkeypatch.setattr("volsam.training.run.RunFolder.record", lambda self: record)
     return a_run
 

@@ -53,6 +53,14 @@ def test_a_dry_run_trains_nothing(a_dataset, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_steps_that_minutes_overrule_are_not_ignored_in_silence(a_dataset, tmp_path):
+    words = ("train", "unet", a_dataset, "-o", tmp_path / "run", "--dry-run", *QUICK)
+    code, output = said(*words, "--set", "minutes=5")
+    assert code == 0, output
+    assert "warning: max_steps=2 has no effect beside minutes=5" in output
+    assert "has no effect" not in said(*words)[1]
+
+
 def test_a_stopped_run_says_how_to_go_on(a_dataset, tmp_path, monkeypatch):
     from volsam.cli import train
 

@@ -20,9 +20,11 @@ from volsam.prompts import Click
 from volsam.recipes.importing import load, load_automatic
 from volsam.recipes.methods import runs
 from volsam.recipes.methods.method import load_methods
-from volsam.recipes.trained import load_run
+from volsam.recipes.trained import load_run, pack
+from volsam.training import packed
 from volsam.training.config import configured
 from volsam.training.contrast import contrast
+from volsam.training.run import fill
 
 from ..recipes.sams import a_tiny_sam
 from .conftest import TINY, make_dataset
@@ -86,10 +88,16 @@ def test_an_automatic_method_is_trained_and_labels_volumes(method, a_dataset, tm
     assert model.labels == ("background", "ball", "box")
     job.network.eval()
     own = job.method.model(job.network, job.plan, job.config, "own", "cpu")
-    job.folder.load(job.network)
+    fill(job.network, job.folder.learnt(), job.folder.weights, job.method.keeps)
     np.testing.assert_array_equal(own.segment(volume).data, found.data)
     with pytest.raises(Exception, match="automatic"):
         load(str(tmp_path / "run"), "cpu")
+    (tmp_path / "alone").mkdir()
+    packed.write(pack(tmp_path / "run"), tmp_path / "alone/model.safetensors")
+    for other in (tmp_path / "run", tmp_path / "sam_tiny.safetensors"):
+        other.rename(tmp_path / f"{other.name}.away")
+    again = load_automatic(str(tmp_path / "alone/model.safetensors"), "cpu")
+    np.testing.assert_array_equal(again.segment(volume).data, found.data)
 
 
 @pytest.mark.slow
@@ -129,7 +137,7 @@ def test_ma_sam_with_a_box_is_trained_and_takes_boxes_alone(a_dataset, tmp_path,
     scale = 64 / np.array(looking.stack.shape[1:])
     placed = torch.from_numpy(((corners + 0.5) * scale - 0.5).astype(np.float32))[None]
     with torch.no_grad():
-        job.folder.load(job.network)
+        fill(job.network, job.folder.learnt(), job.folder.weights)
         logits = job.network.eval()(scaled, placed)[:, :, 1]
     torch.testing.assert_close(
         torch.from_numpy(found.low_res), (logits[0, 1] - logits[0, 0]).float(), atol=2e-2, rtol=1e-2

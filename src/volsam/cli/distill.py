@@ -19,6 +19,7 @@ from volsam.cli.train import (
     TrainCases,
     begin,
     gathered,
+    require_extra,
 )
 from volsam.errors import BadInput
 
@@ -48,6 +49,7 @@ def distill(
 
     Example: volsam distill fastsam3d Dataset001_CT --teacher sam-med3d-turbo -o runs/student
     """
+    require_extra()
     if recipe not in STUDENTS:
         raise BadInput(f"a student is trained as {', '.join(STUDENTS)}, got {recipe!r}; see also `volsam train`")
     given = {**gathered(config, settings or []), "teacher": teacher}

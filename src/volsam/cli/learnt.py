@@ -58,16 +58,16 @@ def _digest(case: Case) -> str:
 
 
 def learnt_by(model: str) -> Learnt | None:
-    """What a model has seen, if it is the folder of a run."""
-    from volsam.recipes.trained import is_run
+    """What a model has seen, if it is a run."""
+    from volsam.recipes.trained import place_of, record_of
 
-    if not is_run(model):
+    place = place_of(model)
+    if place is None:
         return None
     from volsam.data.splits import Fold, read_splits
-    from volsam.training.run import RunFolder
 
-    record = RunFolder(Path(model)).record()
-    file = Path(model) / SPLITS
+    record = record_of(place)
+    file = place / SPLITS
     fold = read_splits(file)[0] if file.is_file() else Fold()
     return Learnt(
         record.method,

@@ -66,17 +66,18 @@ def list_models(as_json: AsJson = False) -> None:
 
 @app.command(cls=Command)
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name from `volsam models list`, or a run's folder.")],
+    name: Annotated[str, typer.Argument(metavar="NAME|RUN", help="A name from `volsam models list`, or a run.")],
 ) -> None:
     """Show the card of a model: data, licence, scores, limits; of a run also its cases and settings."""
     from volsam.recipes.recipe import shipped
-    from volsam.recipes.store import stored
+    from volsam.recipes.store import is_stored, stored
 
     recipes = shipped()
-    if name not in recipes and Path(name).is_dir():
-        known = record_of_run(Path(name))
-    else:
-        known = record(recipes[name]) if name in recipes else record_of_stored(stored(name))
+    known = record(recipes[name]) if name in recipes else {}
+    if not known and (is_stored(name) or not Path(name).exists()):
+        known = record_of_stored(stored(name))
+    if not known or known.get("run"):
+        known |= {"run": name, **record_of_run(name)}
     width = max(9, *map(len, known))
     for key, value in known.items():
         if value not in (None, "", []):
@@ -87,13 +88,15 @@ def show(
         typer.echo(card.read_text(encoding="utf-8").rstrip())
 
 
-def record_of_run(folder: Path) -> dict[str, Any]:
+def record_of_run(name: str) -> dict[str, Any]:
     """What is known of a training run, for people."""
-    from volsam.training.run import RunFolder
+    from volsam.recipes.trained import place_of, record_of
 
-    known = RunFolder(folder).record()
+    place = place_of(name)
+    if place is None:
+        raise BadInput(f"{name} is not a training run, nor a name from `volsam models list`")
+    known = record_of(place)
     return {
-        "run": str(folder),
         "method": known.method,
         "dataset": known.dataset,
         "labels": [f"{name} ({value})" for name, value in zip(known.plan.labels, known.plan.values, strict=True)],
@@ -104,14 +107,16 @@ def record_of_run(folder: Path) -> dict[str, Any]:
         "steps": f"{known.steps:,} in {known.minutes:.1f} minutes" if known.done else "not finished",
         "Dice": "" if known.best is None else f"{known.best:.3f}, of the cases that it was chosen by",
         "licence": known.licence,
-        "date": known.date,
+        "trained": known.date,
         "settings": [f"{name}={value}" for name, value in known.config.items()],
     }
 
 
 @app.command("import", cls=Command)
 def import_model(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Published weights: safetensors, .pt or .pth.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE|RUN", help="Published weights (safetensors, .pt, .pth), or a training run.")
+    ],
     name: NewName = None,
     partner: Partner = None,
     family: OfFamily = None,
@@ -119,7 +124,7 @@ def import_model(
     source: Source = None,
     force: Force = False,
 ) -> None:
-    """Check published weights and keep them; works offline, and runs nothing that is in the file.
+    """Check weights and keep them; works offline, and runs nothing that is in the file.
 
     Example: volsam models import sam_vit_b_01ec64.pth --name sam-b
     """
@@ -179,14 +184,24 @@ def get(
 
 @app.command(cls=Command)
 def export(
-    name: Name,
+    name: Annotated[str, typer.Argument(metavar="NAME|RUN", help="A name from `volsam models list`, or a run.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help=".safetensors, .pt or .pth.")],
 ) -> None:
-    """Write the weights of a model to a file, under the names of the original."""
+    """Write the weights of a model to a file, under the names of the original; of a run all that its model needs.
+
+    Example: volsam models export runs/heart -o heart.safetensors
+    """
     from volsam.recipes import store
+    from volsam.recipes.recipe import shipped
 
     with Steps()(f"writing {output.name}"):
-        store.export(weights_of(name), output)
+        if name not in shipped() and (Path(name).is_dir() or (store.is_stored(name) and store.stored(name).card.run)):
+            from volsam.recipes.trained import pack
+            from volsam.training.packed import write
+
+            write(pack(name), output)
+        else:
+            store.export(weights_of(name), output)
     typer.echo(f"weights    {output}, {in_megabytes(output.stat().st_size)}")
 
 
@@ -249,7 +264,7 @@ def record(recipe: Recipe, *, summed: bool = True) -> dict[str, Any]:
 
 def record_of_stored(model: StoredModel) -> dict[str, Any]:
     """The same of a model that was brought in, and where it came from."""
-    card = model.card.model_dump(exclude={"computed"})
+    card = model.card.model_dump(exclude={"computed"} if model.card.run else {"computed", "run"})
     return {
         "name": model.name,
         "summary": f"{card.pop('title')}, {card['parameters'] / 1e6:,.1f} million parameters",

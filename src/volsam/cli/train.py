@@ -104,6 +104,7 @@ def train(
 
     Example: volsam train adapt Dataset004_Hippocampus -o runs/hippocampus
     """
+    require_extra()
     begin(
         recipe,
         dataset,
@@ -133,7 +134,6 @@ def begin(
     dry: bool,
 ) -> None:
     """Choose cases, make the run ready, and carry it out."""
-    _require_extra()
     from volsam.data.dataset import read_dataset
     from volsam.data.splits import patient_of
     from volsam.recipes.methods import runs
@@ -236,6 +236,8 @@ def gathered(config: Path | None, pairs: Iterable[str], first: Mapping[str, Any]
             given[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise BadInput(f"--set {pair}: the value is no YAML") from None
+    if given.get("minutes") and "max_steps" in given:
+        say(f"warning: max_steps={given['max_steps']} has no effect beside minutes={given['minutes']}")
     return given
 
 
@@ -328,7 +330,8 @@ def _conclude(job: Job, done: Record, dataset: Path, test: int) -> None:
         typer.echo(f"score it on the {test} case{'s' * (test > 1)} that it never saw: {line}")
 
 
-def _require_extra() -> None:
+def require_extra() -> None:
+    """Say what to install where the libraries of training are missing."""
     from importlib.util import find_spec
 
     if find_spec("lightning") is None:

@@ -6,7 +6,7 @@ Some published files hold a part of their network only, and need a second file: 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -19,6 +19,7 @@ from volsam.recipes.checkpoint import Checkpoint, filled, read_checkpoint, requi
 from volsam.recipes.engine import no_engine, prepared
 from volsam.recipes.families import ma_sam
 from volsam.recipes.families.family import Described, Family, family_of, load_families
+from volsam.recipes.methods.method import load_methods
 
 if TYPE_CHECKING:
     from volsam.inference.automatic import AutomaticModel
@@ -118,10 +119,15 @@ def import_checkpoint(
     """Keep the weights of a file in the store, with a card; nothing is written unless all of it is right.
 
     partner: the second file where the first is a part, or the name of a stored model; family: what the weights must be
-    of, or "medsam" for weights of SAM that take boxes only, which is also told from the name.
+    of, or "medsam" for weights of SAM that take boxes only, which is also told from the name. The file may be a
+    training run as well, packed or its folder, which needs neither.
     """
-    name = store.proposed_name(file.name) if name is None else name
+    name = store.proposed_name(file.resolve().name) if name is None else name
     store.require_name(name, force=force)
+    if trained.place_of(file) is not None:
+        if partner is not None or family is not None:
+            raise BadInput(f"{file} is a training run, which holds all it needs: leave --with and --family out")
+        return _import_run(file, name, licence, source, force)
     found = recognised(file, name, partner, family)
     said = found.family if found.variant is None else VARIANTS[found.variant]
     card = store.Card(
@@ -138,6 +144,31 @@ def import_checkpoint(
     model = store.put(name, found.tensors, card, force=force)
     _warn_if_mute(found, name)
     return model
+
+
+def _import_run(place: Path, name: str, licence: str | None, source: str | None, force: bool) -> store.StoredModel:
+    """Keep a training run in the store as one file, once its network has been built."""
+    run = trained.pack(place)
+    model = trained.load_run(place, "cpu")
+    record = run.record
+    method = load_methods()[record.method]
+    card = store.Card(
+        family=record.method,
+        title=f"{method.title}, trained on {record.dataset}",
+        prompts=() if trained.is_automatic(model) else _prompts(cast("Model", model).takes),
+        licence=licence or record.licence,
+        source=source or f"volsam train {record.method}",
+        imported=(store.Origin(file=place.resolve().name, sha256=store.checksum(trained.file_of(place))),),
+        note="" if record.done else "the training was not finished",
+        run=True,
+    )
+    return store.put(name, run.tensors, card, force=force, header=run.header)
+
+
+def _prompts(takes: Collection[str]) -> tuple[str, ...]:
+    """The prompts of a card, by what a model takes."""
+    asks = {"point": "click", "box": "box", "scribble": "click", "mask": "mask"}
+    return tuple(prompt for prompt, kind in asks.items() if kind in takes or f"flat {kind}" in takes)
 
 
 def recognised(
@@ -175,10 +206,10 @@ def recognised(
 
 
 def load(name_or_path: str, device: str, engine: str | None = None) -> Model:
-    """A stored model, a file of weights that is used without being stored, or the folder of a training run, behind the
-    interface of a session.
+    """A stored model, a file of weights that is used without being stored, or a training run, behind the interface of
+    a session.
     """
-    if trained.is_run(name_or_path):
+    if trained.place_of(name_or_path) is not None:
         if engine == "openvino":
             raise no_engine(name_or_path)
         model = trained.load_run(name_or_path, device)
@@ -196,7 +227,7 @@ def load(name_or_path: str, device: str, engine: str | None = None) -> Model:
 
 def load_automatic(name_or_path: str, device: str) -> AutomaticModel | None:
     """The same of a model without prompts; None if it takes prompts."""
-    if trained.is_run(name_or_path):
+    if trained.place_of(name_or_path) is not None:
         model = trained.load_run(name_or_path, device)
         return model if trained.is_automatic(model) else None
     found = _found(name_or_path)

@@ -64,7 +64,7 @@ class Card(BaseModel, frozen=True):
     """What is known of a stored model."""
 
     family: str
-    """The network: a name of `volsam.recipes.families.family`."""
+    """The network: a name of `volsam.recipes.families.family`, or of a run that of its method."""
     variant: str | None = None
     """How its weights differ from the family's own: "medsam" is SAM tuned for boxes."""
     title: str
@@ -81,6 +81,8 @@ class Card(BaseModel, frozen=True):
     """Tensors of the original that follow from sizes and are not stored, by name; their shapes tell these sizes."""
     note: str = ""
     """What else the files held."""
+    run: bool = False
+    """Whether it is a training run; its family is then the method, and the file has the run's record in its header."""
     date: str = ""
     """Of the import, ISO 8601, UTC; this and what follows is filled in when the weights are written."""
     parameters: int = 0
@@ -225,12 +227,22 @@ def proposed_name(file: str) -> str:
     return "" if name.partition(".")[0] in NO_FOLDERS else name
 
 
-def put(name: str, tensors: Mapping[str, Tensor], card: Card, *, force: bool = False) -> StoredModel:
-    """Keep weights and a card; either both are there in the end, or nothing. `force` replaces a model of that name."""
+def put(
+    name: str,
+    tensors: Mapping[str, Tensor],
+    card: Card,
+    *,
+    force: bool = False,
+    header: Mapping[str, str] | None = None,
+) -> StoredModel:
+    """Keep weights and a card; either both are there in the end, or nothing.
+
+    force: replace a model of that name; header: texts for the header of the file.
+    """
     require_name(name, force=force)
     room = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     with _new_folder(name, room, force=force) as folder:
-        _write(tensors, folder / WEIGHTS)
+        _write(tensors, folder / WEIGHTS, header or {})
         written = {
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "parameters": sum(tensor.numel() for tensor in tensors.values()),
@@ -326,7 +338,7 @@ def _new_folder(name: str, room: int, *, force: bool) -> Iterator[Path]:
         shutil.rmtree(before, ignore_errors=True)
 
 
-def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
+def _write(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -339,7 +351,7 @@ def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
         seen.add(storage.data_ptr())
         apart[name] = tensor.clone().contiguous() if shared else tensor.contiguous()
     try:
-        save_file(apart, path, metadata={"format": "pt"})
+        save_file(apart, path, metadata={"format": "pt", **header})
     except SafetensorError as error:
         raise OSError(str(error)) from error
 

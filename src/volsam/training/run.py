@@ -142,21 +142,20 @@ class RunFolder:
         with replacing(self.path / name) as unfinished:
             save_file(weights, unfinished)
 
-    def load(self, network: nn.Module, name: str | None = None) -> None:
-        """Give a network, built as it was for the run, the trained weights: the best ones where there are any."""
+    @property
+    def weights(self) -> Path:
+        """The best weights, or where no case was left to choose by, the last ones."""
+        return self.path / (BEST if (self.path / BEST).is_file() else LAST)
+
+    def learnt(self) -> dict[str, Tensor]:
+        """The trained weights: the best ones where there are any."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        file = self.path / (name or (BEST if (self.path / BEST).is_file() else LAST))
         try:
-            weights = load_file(file)
+            return load_file(self.weights)
         except (SafetensorError, OSError) as error:
-            raise BadFile(f"{file} cannot be read ({error}): has the run saved anything yet?") from None
-        wanted = kept(network, self.keeps)
-        wrong = set(wanted) ^ set(weights)
-        if wrong:
-            raise BadFile(f"{file} does not fit the network of its {RUN} ({min(wrong)}): the run is damaged")
-        network.load_state_dict(weights, strict=False)
+            raise BadFile(f"{self.weights} cannot be read ({error}): has the run saved anything yet?") from None
 
     def log(self, row: Mapping[str, float | int]) -> None:
         """Add a line to the log."""
@@ -195,6 +194,13 @@ def kept(network: nn.Module, keeps: str = "") -> dict[str, Tensor]:
         for name, value in network.state_dict().items()
         if name in learning or name not in weights or (keeps and re.match(keeps, name))
     }
+
+
+def fill(network: nn.Module, weights: Mapping[str, Tensor], where: Path, keeps: str = "") -> None:
+    """Give a network, built as it was for a run, the trained weights, which lie in `where`."""
+    if wrong := set(kept(network, keeps)) ^ set(weights):
+        raise BadFile(f"{where} does not fit the network that it tells of ({min(wrong)}): the run is damaged")
+    network.load_state_dict(dict(weights), strict=False)
 
 
 def counts(network: nn.Module) -> tuple[int, int]:
