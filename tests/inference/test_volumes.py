@@ -9,7 +9,7 @@ import torch
 from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.inference.session import Session
-from volsam.inference.volumes import ClickModel, CropModel, above_zero, dice_of_iou
+from volsam.inference.volumes import ClickModel, CropModel, dice_of_iou, region_above_zero
 from volsam.models.features import Features, Prediction
 from volsam.models.prompt_encoder import PromptBatch
 from volsam.models.segmenter import Segmenter
@@ -88,13 +88,13 @@ def test_a_part_holds_every_voxel_of_the_mask_and_equals_the_whole(model: ClickM
 def test_intensities_are_scored_over_the_voxels_above_zero() -> None:
     data = np.array([-1000.0, 0.0, 10.0, 30.0], np.float32).reshape(1, 4, 1, 1)
     volume = Volume(data, Grid.at((4, 1, 1)), "four")
-    seen = above_zero(volume, Grid.at((5, 1, 1)))
+    seen = region_above_zero(volume, Grid.at((5, 1, 1)))[0]
     np.testing.assert_allclose(seen.ravel(), [-102.0, -2.0, -1.0, 1.0, -2.0])  # mean 20, deviation 10; 0 beyond
 
 
 def test_a_flat_region_does_not_divide_by_zero() -> None:
     volume = Volume(np.zeros((1, 3, 3, 3), np.float32), Grid.at((3, 3, 3)), "flat")
-    assert (above_zero(volume, volume.grid) == 0).all()
+    assert (region_above_zero(volume, volume.grid) == 0).all()
 
 
 def test_many_sets_at_once_equal_one_at_a_time(model: ClickModel, volume: Volume) -> None:

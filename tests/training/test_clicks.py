@@ -1,25 +1,31 @@
+from pathlib import Path
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import default_collate
 
 from volsam.data.dataset import read_image
 from volsam.errors import BadInput
 from volsam.inference.session import Session
+from volsam.inference.volumes import region_above_zero
 from volsam.models.prompt_encoder import NEGATIVE, NOT_A_POINT, POSITIVE
 from volsam.models.segmenter import Segmenter
 from volsam.prompts import Click
+from volsam.recipes.families.fixture import read_fixture
 from volsam.recipes.importing import load
 from volsam.recipes.methods import runs
 from volsam.recipes.methods.clicks import ClicksConfig, segmenter_config
 from volsam.recipes.methods.distillation import StudentConfig, stages_of, teacher_of
+from volsam.recipes.store import checksum
 from volsam.training.clicks import ClickTask, clicks_on_errors
 from volsam.training.distill import EMBEDDING, DistillTask, Taught, pairs_of
 from volsam.training.items import Items
 
 from .conftest import TINY
 
+REFERENCE = Path(__file__).parents[1] / "reference"
 SMALL = {"edge": 32, "patch": 8, "width": 24, "heads": 2, "out": 32, "turns": 3}
 
 
@@ -79,6 +85,7 @@ def test_clicks_teach_to_segment(a_dataset, tmp_path):
 
 def test_blocks_are_paired_as_in_the_paper():
     assert pairs_of(6, 12) == [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10), (6, 12), EMBEDDING]
+    assert pairs_of(4, 2) == [(1, 1), (2, 1), (3, 2), (4, 2), EMBEDDING], "no block has none beside it"
 
 
 def the_task(**more):
@@ -158,10 +165,84 @@ def test_the_chain_from_teacher_to_student_runs(a_dataset, tmp_path):
     assert all(torch.equal(own[name], taught[name]) for name in own if not name.startswith("encoder."))
     assert job.network.config.encoder.blocks_without_attention == 1
     runs.train(job)
+    record = runs.RunFolder(tmp_path / "student").record()
+    assert record.teacher.sha256 == checksum(tmp_path / "teacher/best.safetensors")
+    assert record.licence == "as of its teacher: trained on the dataset alone"
+    assert record.config["depth"] == 3
+    assert record.config["width"] == SMALL["width"], "what is recorded is what was built"
     (tmp_path / "teacher").rename(tmp_path / "gone")  # a student stands alone
     model = load(str(tmp_path / "student"), "cpu")
     assert model.network.config.encoder.depth == 3
     assert StudentConfig(**dict(runs.RunFolder(tmp_path / "student").record().config)).turns == 2
+
+
+def test_a_student_does_not_go_on_with_another_teacher(a_dataset, tmp_path):
+    fold = runs.choose_cases(a_dataset, 0, None, 0)
+    short = {**TINY, "max_steps": 4, "validate_every": 1.0}
+    teacher = {**short, **SMALL, "max_steps": 1, "depth": 2}
+    runs.train(runs.start("sam-med3d", a_dataset, tmp_path / "teacher", settings=teacher, fold=fold))
+    settings = {**short, "depth": 2, "still": 1, "turns": 2, "teacher": str(tmp_path / "teacher")}
+
+    def start():
+        return runs.start("fastsam3d", a_dataset, tmp_path / "student", settings=settings, fold=fold)
+
+    def stop(now):
+        if now.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(start(), stop)
+    file = tmp_path / "teacher/best.safetensors"
+    save_file({name: value + 0.1 for name, value in load_file(file).items()}, file)
+    with pytest.raises(BadInput, match="holds a run with other weights of its teacher"):
+        start()
+
+
+@pytest.fixture
+def a_release(tmp_path):
+    """A file in the form of SAM-Med3D's."""
+    torch.save(read_fixture(REFERENCE / "sam_med3d.json").weights(), tmp_path / "turbo.pth")
+    return str(tmp_path / "turbo.pth")
+
+
+@pytest.mark.parametrize("method", ["sam-med3d", "fastsam3d"])
+def test_released_weights_see_what_they_were_made_for(a_dataset, a_release, tmp_path, method):
+    """In training and in use alike: voxels of 1.5 mm, a cube scaled over what is above zero."""
+    fold = runs.choose_cases(a_dataset, 0, None, 0)
+    short = {**TINY, "max_steps": 1, "validate_every": 1.0, "turns": 2, "augment": "none"}
+    given = {**short, "teacher": a_release} if method == "fastsam3d" else short
+    begun = a_release if method == "sam-med3d" else None
+    job = runs.start(method, a_dataset, tmp_path / "run", settings=given, fold=fold, init=begun)
+    assert (job.config.spacing, job.config.scaling) == (1.5, "above zero")
+    shown = job.items[0]["image"]
+    inside = shown > shown.min() + 1e-3  # what is not inside lies beyond the scan, where 0 stands
+    assert 0 < inside.sum() < inside.numel()
+    assert shown[inside].mean().item() == pytest.approx(0, abs=1e-3)
+    assert shown[inside].std().item() == pytest.approx(1, abs=1e-2)
+    runs.train(job)
+    model = load(str(tmp_path / "run"), "cpu")
+    volume = read_image(a_dataset.cases[0])
+    roi = volume.grid.around(volume.grid.to_world((10, 10, 9)), (model.edge,) * 3, 1.5, model.axes)
+    seen = torch.from_numpy(region_above_zero(volume, roi))[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode(volume, roi).embedding, model.network.encode(seen).embedding)
+
+
+def test_a_run_to_begin_with_says_sizes_and_voxels(a_dataset, tmp_path):
+    fold = runs.choose_cases(a_dataset, 0, None, 0)
+    short = {**TINY, "max_steps": 1, "validate_every": 1.0}
+    first = {**short, **SMALL, "depth": 2, "spacing": 2.0}
+    runs.train(runs.start("sam-med3d", a_dataset, tmp_path / "first", settings=first, fold=fold))
+    begun = str(tmp_path / "first")
+    job = runs.start("sam-med3d", a_dataset, tmp_path / "next", settings=short, fold=fold, init=begun)
+    assert (job.config.spacing, job.config.scaling, job.config.depth) == (2.0, "volume", 2)
+    for method, given, told in (
+        ("sam-med3d", {"depth": 4, "edge": 32}, f"--init {begun} says how large the network is: leave edge and depth"),
+        ("fastsam3d", {"width": 8, "teacher": begun}, f"--teacher {begun} says how large the network is: leave width"),
+    ):
+        init = begun if method == "sam-med3d" else None
+        with pytest.raises(BadInput, match=told):
+            runs.start(method, a_dataset, tmp_path / "no", settings={**short, **given}, fold=fold, init=init)
 
 
 class Noise(Items):

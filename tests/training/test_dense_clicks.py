@@ -47,6 +47,22 @@ def test_a_click_that_centred_the_region_is_mostly_the_one_that_is_given() -> No
     assert (given.points[:, 0] == clicks).all(dim=1).float().mean() > 0.5
 
 
+def test_the_first_click_lies_in_an_object_too_thin_for_half_the_size() -> None:
+    thin = torch.zeros(40, 1, 16, 16, 16)
+    thin[:, :, 5] = 1
+    given = first_prompts(targets(thin), torch.Generator().manual_seed(0))
+    clicked = given.labels[:, 0] == 1
+    assert clicked.sum() > 20
+    assert (given.points[clicked, 0, 0] == 5).all()
+
+
+def test_nothing_is_said_where_there_is_no_object() -> None:
+    given = first_prompts(targets(torch.zeros(8, 1, 16, 16, 16)), torch.Generator().manual_seed(0))
+    assert (given.labels == -1).all()
+    assert given.box is not None
+    assert not given.box.any()
+
+
 @pytest.mark.parametrize(("found", "sign"), [(0.0, 1), (1.0, 0)])
 def test_the_next_click_lies_in_the_larger_error_and_bears_its_sign(found: float, sign: int) -> None:
     masks = a_ball(count=48)

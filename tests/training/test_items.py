@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from volsam.data.preparation import Prepared
-from volsam.training.augment import Augment, Strength
+from volsam.data.preprocess import normalise
+from volsam.training.augment import Augment, Strength, blur
 from volsam.training.items import Patches, Stacks, rectangle
 
 
@@ -38,7 +41,7 @@ def test_a_stack_with_a_box_is_about_one_object_and_holds_its_rectangle(a_case: 
         first, last = item["box"].tolist()
         seen.add((*first, *last))
         inside = torch.zeros(item["label"].shape[1:], dtype=torch.bool)
-        inside[int(first[0]) : int(last[0]) + 1, int(first[1]) : int(last[1]) + 1] = True
+        inside[int(first[0]) : ceil(last[0]) + 1, int(first[1]) : ceil(last[1]) + 1] = True
         assert int(item["label"].max()) == 1
         assert not item["label"][:, ~inside].any()
     rows, columns = 48 / 24, 48 / 28
@@ -64,6 +67,15 @@ def test_the_rectangle_turns_with_the_image(a_case: Prepared) -> None:
 
 def test_the_rectangle_of_nothing_is_everything() -> None:
     assert rectangle(np.zeros((4, 6), bool)).tolist() == [[0, 0], [3, 5]]
+
+
+def test_the_rectangle_runs_through_the_middles_of_the_outermost_voxels(a_case: Prepared) -> None:
+    """So do boxes that users give, as slices are enlarged for the network."""
+    items = Stacks([a_case], 3, 240, Augment("none"), 0, boxed=True)
+    boxes = {tuple(items[number]["box"].flatten().tolist()) for number in range(20)}
+    for low, high in (((4, 6), (9, 19)), ((15, 3), (19, 8))):
+        wanted = [(voxel + 0.5) * 240 / size - 0.5 for voxel, size in zip((*low, *high), (24, 28, 24, 28), strict=True)]
+        assert any(box == pytest.approx(wanted, abs=0.6) for box in boxes)
 
 
 class PlacesAlone(Augment):
@@ -95,7 +107,7 @@ def test_places_go_where_the_image_goes(a_case: Prepared, strength: Strength) ->
 
 
 def test_strong_changes_keep_labels_and_stay_finite(a_case: Prepared) -> None:
-    items = Patches([a_case], (16, 16, 16), Augment("strong"), 1, by_region=True, placed=True)
+    items = Patches([a_case], (16, 16, 16), Augment("strong"), 1, seen=normalise, placed=True)
     labels = set()
     for number in range(12):
         item = items[number]
@@ -103,6 +115,51 @@ def test_strong_changes_keep_labels_and_stay_finite(a_case: Prepared) -> None:
         assert torch.isfinite(item["image"]).all()
         labels |= set(item["label"].unique().tolist())
     assert labels == {0, 1, 2}
+
+
+@pytest.mark.parametrize("strength", ["full", "strong"])
+@pytest.mark.parametrize("turn", [(0, 1, 2), (0,)])
+def test_what_comes_in_from_outside_is_the_same_in_image_and_label(strength: Strength, turn: tuple[int, ...]) -> None:
+    label = np.zeros((12, 24, 24), np.uint8)
+    label[:, :, 10:] = 1
+    changes = Augment(strength, turn=turn)
+    unknown = 0
+    for number in range(30):
+        random = np.random.default_rng(number)
+        image, turned, known = changes.places(label[None].astype(np.float32), label, np.ones(label.shape, bool), random)
+        sure = np.abs(image[0] - 0.5) > 0.45
+        np.testing.assert_array_equal(turned[sure], image[0][sure] > 0.5)
+        unknown += np.count_nonzero(~known)
+    assert unknown
+
+
+def test_what_is_not_shown_is_no_object(a_case: Prepared) -> None:
+    items = Patches([a_case], (16, 16, 16), Augment("strong"), 1, seen=normalise)
+    outside = 0
+    for number in range(20):
+        item = items[number]
+        shown = item["image"][2]
+        assert set(shown.unique().tolist()) <= {0.0, 1.0}, "where the scan is is told as it is in use"
+        outside += int((shown == 0).sum())
+        assert not item["label"][shown == 0].any()
+    assert outside
+
+
+@pytest.mark.parametrize("turn", [(0, 1, 2), (0,)])
+def test_an_even_image_stays_even_when_it_is_blurred(turn: tuple[int, ...]) -> None:
+    even = np.full((1, 3, 9, 9), 2.0, np.float32)
+    for number in range(40):
+        changed = Augment("full", turn=turn).values(even, np.random.default_rng(number))
+        if np.ptp(changed) > 1e-4:  # noise, which is drawn for every voxel
+            assert np.abs(np.diff(changed.mean(axis=(0, 2, 3)))).max() < 0.1
+
+
+def test_slices_do_not_flow_into_one_another() -> None:
+    image = torch.zeros(1, 5, 9, 9)
+    image[:, 2] = 1
+    torch.testing.assert_close(blur(image, (1.0, 1.0)), image)
+    assert blur(image, (1.0, 1.0, 1.0))[0, 1].mean() > 0.1
+    torch.testing.assert_close(blur(torch.ones(2, 5, 9, 9), (1.0, 1.0, 1.0)), torch.ones(2, 5, 9, 9))
 
 
 def test_brightness_wanders_smoothly_where_changes_are_strong() -> None:

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -181,11 +182,12 @@ def test_a_loss_that_is_no_number_ends_the_run(a_dataset, tmp_path):
 
 def test_the_rate_rises_and_falls():
     config = TrainConfig(warm_up=10, schedule="polynomial", power=7, least=0.0)
-    rising = [config.rate(0, step) for step in range(12)]
-    assert rising[:3] == pytest.approx([0.1, 0.2, 0.3])
-    assert rising[9:] == [1, 1, 1]
-    assert config.rate(0.5, 100) == pytest.approx(0.5**7)
-    assert config.rate(1, 100) == 0
+    rates = [config.rate(step / 200, step) for step in range(200)]
+    assert rates[:3] == pytest.approx([0.1, 0.2, 0.3])
+    assert rates[9:11] == pytest.approx([1, 1]), "the peak is all of the rate, and the fall begins there"
+    assert rates[105] == pytest.approx(0.5**7)
+    assert all(np.diff(rates[10:]) < 0)
+    assert config.rate(1, 200) == 0
     assert TrainConfig(schedule="cosine", least=0.1).rate(1, 100) == pytest.approx(0.1)
 
 

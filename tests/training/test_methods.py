@@ -18,15 +18,15 @@ from volsam.inference.slices import SlicePredictor, SlicePrompts
 from volsam.models.segmenter import enlarge
 from volsam.prompts import Click
 from volsam.recipes.importing import load, load_automatic
-from volsam.recipes.methods import runs
+from volsam.recipes.methods import runs, slices
 from volsam.recipes.methods.method import load_methods
 from volsam.recipes.trained import load_run, pack
 from volsam.training import packed
 from volsam.training.config import configured
 from volsam.training.contrast import contrast
-from volsam.training.run import fill
+from volsam.training.run import counts, fill
 
-from ..recipes.sams import a_tiny_sam
+from ..recipes.sams import a_full_sam, a_tiny_sam
 from .conftest import TINY, make_dataset
 
 pytestmark = pytest.mark.slow
@@ -115,6 +115,10 @@ def test_3dsam_adapter_is_trained_and_takes_clicks(a_dataset, tmp_path, a_sam):
 def test_ma_sam_with_a_box_is_trained_and_takes_boxes_alone(a_dataset, tmp_path, a_sam):
     job, before = trained("ma-sam-box", a_dataset, tmp_path / "run", a_sam)
     assert not torch.equal(job.network.prompt_encoder.labels.weight, before["prompt_encoder.labels.weight"])
+    foretold = [name for name in before if name.startswith("mask_head.quality.")]
+    assert foretold
+    now = dict(job.network.named_parameters())
+    assert any(not torch.equal(now[name], before[name]) for name in foretold), "quality is learnt, since it is shown"
     model = load(str(tmp_path / "run"), "cpu")
     volume = read_image(a_dataset.cases[0])
     target = read_label(a_dataset.cases[0], volume.grid) == 1
@@ -192,6 +196,28 @@ def test_a_unet_begins_with_what_simclr_has_learnt(a_dataset, tmp_path):
     other = {**settings, "width": 8}
     with pytest.raises(BadInput, match="the same width"):
         runs.start("unet", a_dataset, tmp_path / "other", settings=other, fold=fold, init=str(tmp_path / "before"))
+
+
+def test_what_full_fine_tuning_has_of_sam_may_learn_more_slowly(a_dataset, tmp_path, a_sam):
+    job, _ = trained("full", a_dataset, tmp_path / "run", a_sam, pretrained_rate=0.1)
+    groups = job.method.groups(job.network, job.config)
+    shares = {id(weight): share for weights, share in groups for weight in weights}
+    learning = {name: weight for name, weight in job.network.named_parameters() if weight.requires_grad}
+    assert set(shares) == {id(weight) for weight in learning.values()}
+    slow = {name for name, weight in learning.items() if shares[id(weight)] == 0.1}
+    assert {"encoder.blocks.0.attention.qkv.weight", "encoder.blocks.1.norm1.weight"} <= slow
+    assert not [name for name in slow if not name.startswith("encoder.")]
+    assert [name for name in learning if name.startswith("encoder.") and name not in slow]
+    with pytest.raises(BadInput, match="there is no setting 'pretrained_rate'"):
+        trained("lora", a_dataset, tmp_path / "lora", a_sam, pretrained_rate=0.1)
+
+
+@pytest.mark.parametrize(("size", "tuned"), [("B", 30_142_361), ("L", 64_463_769), ("H", 96_811_929)])
+def test_by_itself_ma_sam_tunes_what_it_tunes_in_the_paper(size, tuned):
+    plan = SimpleNamespace(labels=tuple(map(str, range(13))), patch=(5, 512, 512))
+    with torch.device("meta"):
+        network = slices.ma_sam(plan, slices.MaSamConfig(), a_full_sam(size))
+    assert counts(network)[0] == tuned
 
 
 def test_views_of_one_place_are_told_from_others():

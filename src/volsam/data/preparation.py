@@ -40,10 +40,11 @@ class Preparation(BaseModel, frozen=True, extra="forbid"):
     """Voxel size in mm along the three axes of `axes`; None keeps each volume's own."""
     axes: str = "RAS"
     """Where the axes of an array point, as near as the volume's own axes allow."""
-    scaling: Literal["zscore", "window", "unclipped"] = "zscore"
+    scaling: Literal["zscore", "window", "unclipped", "above zero"] = "zscore"
     """zscore: each channel of a volume, clipped to its `percentiles`, to mean 0 and spread 1; window:
     clipped to `window`, then (value - mean) / spread; unclipped: as zscore, but nothing is lost, for networks that
-    scale what they look at by themselves."""
+    scale what they look at by themselves; above zero: divided by the spread of what is above zero, for networks that
+    look at that (`volsam.data.preprocess.above_zero`)."""
     percentiles: tuple[float, float] = (0.5, 99.5)
     """Of a channel's values, 0 to 100."""
     window: tuple[float, float] | None = None
@@ -96,6 +97,9 @@ class Preparation(BaseModel, frozen=True, extra="forbid"):
         else:
             flat = values.reshape(-1)
             sample = flat[:: max(1, flat.size // SAMPLE)].astype(np.float32)
+            if self.scaling == "above zero":
+                unit = float(sample[sample > 0].std()) if (sample > 0).any() else 0.0
+                return lambda image: image / (unit or 1.0)
             low, high = (float(value) for value in np.percentile(sample, self.percentiles))
             if low == high:  # nearly all is one value, as beside a small mask: what is not may be all there is to see
                 low, high = float(values.min()), float(values.max())

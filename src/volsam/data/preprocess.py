@@ -55,6 +55,20 @@ def normalise(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[
     return result
 
 
+def above_zero(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(1, i, j, k) from intensities (i, j, k) and where they are known: z-scored over the voxels above zero, as
+    SAM-Med3D has it (its code); before that, 0 stands where nothing is known.
+
+    Where no voxel is above zero all of them count, and a region of one value becomes 0.
+    """
+    filled = np.where(valid, values, np.float32(0))
+    counted = filled[filled > 0]
+    if counted.size == 0:
+        counted = filled.ravel()
+    spread = float(counted.std())
+    return ((filled - counted.mean()) / (spread if spread > 0 else 1.0)).astype(np.float32)[None]
+
+
 def _ranks(values: NDArray[np.float32], knots: NDArray[np.float64]) -> NDArray[np.float32]:
     """Share of the region below each value, as -1..1; a value that fills a share of the region takes its middle."""
     places, first, counts = np.unique(knots, return_index=True, return_counts=True)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from volsam.data.preprocess import inside
+from volsam.data.preprocess import above_zero, inside
 from volsam.geometry import Grid, resample
 from volsam.inference.model import Decoded, Kind, Logits, box_of
 from volsam.inference.openvino import OpenVinoSegmenter
@@ -47,7 +47,7 @@ class ClickModel:
     @torch.inference_mode()
     def encode(self, volume: Volume, roi: Grid) -> Features:
         """Features of a region of the volume's first channel."""
-        image = torch.from_numpy(above_zero(volume, roi))[None, None].to(self.device)
+        image = torch.from_numpy(region_above_zero(volume, roi))[None].to(self.device)
         return self.network.encode(image)
 
     @torch.inference_mode()
@@ -161,17 +161,10 @@ class CropModel:
         return network.decode(encoded, torch.from_numpy(points.astype(np.float32))[None].to(self.device))
 
 
-def above_zero(volume: Volume, roi: Grid) -> NDArray[np.float32]:
-    """(i j k): the first channel in a region, z-scored over its voxels above zero; 0 before that outside the scan.
-
-    Where no voxel is above zero all of them count, and a region of one value becomes 0.
-    """
+def region_above_zero(volume: Volume, roi: Grid) -> NDArray[np.float32]:
+    """(1 i j k): the first channel in a region, see `above_zero`."""
     values = np.asarray(resample(volume.data[0], volume.grid, roi, fill=0.0), dtype=np.float32)
-    counted = values[values > 0]
-    if counted.size == 0:
-        counted = values.ravel()
-    spread = float(counted.std())
-    return ((values - counted.mean()) / (spread if spread > 0 else 1.0)).astype(np.float32)
+    return above_zero(values, np.ones(values.shape, bool))
 
 
 def dice_of_iou(iou: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -16,6 +16,9 @@ Strength = Literal["none", "light", "full", "strong"]
 # How often strong changes let the brightness wander over an item, by how much at most, in standard deviations of the
 # volume, and at how many places along each axis that is drawn.
 WANDERS, BY, CELLS = 0.8, 0.7, (3, 7)
+# How often an image is blurred, and by at most how many voxels.
+BLURS: dict[str, tuple[float, float]] = {"full": (0.15, 0.9), "strong": (0.25, 1.2)}
+LEAST_BLUR = 0.3
 
 
 class Augment:
@@ -45,15 +48,19 @@ class Augment:
         known: NDArray[np.bool_],
         random: np.random.Generator,
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:
-        """Turned, zoomed and mirrored: image (c d h w), label (d h w) and where the volume is (d h w)."""
+        """Turned, zoomed and mirrored: image (c d h w), label (d h w) and where the volume is (d h w).
+
+        What comes in from outside repeats the edge, in the image and in the label; it is not known.
+        """
         if self.strength == "none":
             return image, label, known
         if self.more:
-            data = {"image": torch.from_numpy(image), "label": torch.from_numpy(np.stack([label, known]).astype("f4"))}
+            data = {"image": torch.from_numpy(image), "label": torch.from_numpy(label[None].astype(np.float32))}
+            data["known"] = torch.from_numpy(known[None].astype(np.float32))
             for transform in self._spatial:
                 data = self._drawn(transform, random)(data)
             image = np.asarray(data["image"], np.float32)
-            label, known = np.asarray(data["label"][0], np.uint8), np.asarray(data["label"][1] > 0.5)
+            label, known = np.asarray(data["label"][0], np.uint8), np.asarray(data["known"][0] > 0.5)
         axes = [axis for axis in self.flip if random.random() < 0.5]
         if axes:
             image, label = np.flip(image, tuple(axis + 1 for axis in axes)), np.flip(label, tuple(axes))
@@ -75,7 +82,12 @@ class Augment:
         """Noise, blur, brightness and contrast of an image (c d h w)."""
         if not self.more:
             return np.ascontiguousarray(image, np.float32)
-        return np.asarray(self._drawn(self._intensity, random)(torch.from_numpy(image)), np.float32)
+        often, most = BLURS[self.strength]
+        blurred = torch.from_numpy(np.ascontiguousarray(image, np.float32))
+        if random.random() < often:
+            axes = 2 if self.turn == (0,) else 3
+            blurred = blur(blurred, random.uniform(LEAST_BLUR, most, axes).tolist())
+        return np.asarray(self._drawn(self._intensity, random)(blurred), np.float32)
 
     @staticmethod
     def _drawn(transform: Any, random: np.random.Generator) -> Callable[[Any], Any]:
@@ -92,22 +104,22 @@ class Augment:
         if self.turn == (0,):  # slices keep their distance
             zooms[0] = 0.0
         affine = RandAffined(
-            keys=("image", "label"),
+            keys=("image", "label", "known"),
             prob=0.9 if strong else 0.5,
             rotate_range=turns,
             scale_range=zooms,
-            mode=("bilinear", "nearest"),
-            padding_mode=("border", "zeros"),
+            mode=("bilinear", "nearest", "nearest"),
+            padding_mode=("border", "border", "zeros"),
         )
         if not strong or self.turn == (0,):
             return [affine]
         bent = RandGridDistortiond(
-            keys=("image", "label"),
+            keys=("image", "label", "known"),
             prob=0.5,
             num_cells=4,
             distort_limit=(-0.2, 0.2),
-            mode=("bilinear", "nearest"),  # type: ignore[arg-type]  # one for each key
-            padding_mode=("border", "zeros"),  # type: ignore[arg-type]
+            mode=("bilinear", "nearest", "nearest"),  # type: ignore[arg-type]  # one for each key
+            padding_mode=("border", "border", "zeros"),  # type: ignore[arg-type]
         )
         return [affine, bent]
 
@@ -118,7 +130,6 @@ class Augment:
             RandAdjustContrast,
             RandBiasField,
             RandGaussianNoise,
-            RandGaussianSmooth,
             RandHistogramShift,
             RandScaleIntensity,
             RandShiftIntensity,
@@ -129,7 +140,6 @@ class Augment:
             return Compose(
                 [
                     RandSimulateLowResolution(prob=0.2, zoom_range=(0.5, 1.0)),
-                    RandGaussianSmooth((0.3, 1.2), (0.3, 1.2), (0.3, 1.2), prob=0.25),
                     RandHistogramShift(num_control_points=(5, 10), prob=0.5),
                     RandBiasField(degree=2, coeff_range=(0.0, 0.3), prob=0.3),
                     RandScaleIntensity(0.4, prob=0.5),
@@ -140,10 +150,22 @@ class Augment:
             )
         return Compose(
             [
-                RandGaussianSmooth((0.3, 0.9), (0.3, 0.9), (0.3, 0.9), prob=0.15),
                 RandScaleIntensity(0.2, prob=0.3),
                 RandShiftIntensity(0.15, prob=0.3),
                 RandAdjustContrast(prob=0.3, gamma=(0.7, 1.5)),
                 RandGaussianNoise(prob=0.2, std=0.1),
             ]
         )
+
+
+def blur(image: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
+    """An image (c d h w) under a Gaussian of so many voxels along its axes, or along the last two for slices.
+
+    What lies outside does not count. MONAI's transform takes it for 0, which darkens borders, and stacks of few slices
+    all through.
+    """
+    from monai.networks.layers.simplelayers import GaussianFilter
+
+    smooth = GaussianFilter(len(sigma), list(sigma))
+    flat = image.reshape(-1, 1, *image.shape[-len(sigma) :])
+    return (smooth(flat) / smooth(torch.ones_like(flat[:1]))).reshape(image.shape)

@@ -39,8 +39,6 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """In how many parts a batch passes through the network, to need less memory."""
     learning_rate: PositiveFloat = 1e-3
     """Peak rate, reached after the warm-up."""
-    pretrained_rate: NonNegativeFloat = 1.0
-    """What part of the rate weights get that were there before; new ones get all of it."""
     weight_decay: NonNegativeFloat = 0.01
     """Of AdamW, on matrices and kernels only."""
     warm_up: NonNegativeInt = 20
@@ -75,15 +73,18 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
 
     def rate(self, progress: float, step: int) -> float:
         """The part of the peak rate at a place in the schedule: `progress` from 0 to 1, `step` from 0."""
-        rising = min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
-        left = 1.0 - min(max(progress, 0.0), 1.0)
+        if step < self.warm_up:
+            return (step + 1) / self.warm_up
+        # Of a schedule by time nobody knows how many steps it has: as many more as have been made so far say.
+        risen = progress * self.warm_up / step if step else 0.0
+        left = 1.0 - (min(progress, 1.0) - risen) / max(1.0 - risen, 1e-9)
         falling = {
             "constant": 1.0,
             "linear": left,
             "polynomial": left**self.power,
             "cosine": 0.5 - 0.5 * math.cos(math.pi * left),
         }[self.schedule]
-        return rising * (self.least + (1 - self.least) * falling)
+        return self.least + (1 - self.least) * falling
 
 
 def configured(kind: type[Config], given: Mapping[str, Any]) -> Config:

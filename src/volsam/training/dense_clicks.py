@@ -127,16 +127,22 @@ def _drawn_part(shape: torch.Size, generator: torch.Generator) -> Part:
 
 
 def first_prompts(targets: Targets, generator: torch.Generator) -> Prompts:
-    """A click, or (15 %) a box with or without one. A click that centred the region is mostly the one that is given."""
+    """A click, or (15 %) a box with or without one; nothing where there is no object.
+
+    A click that centred the region is mostly the one that is given.
+    """
     masks = (targets.half > 0.5).float()
     points = torch.full((len(masks), CLICKS, 3), NOWHERE, device=masks.device)
     labels = torch.full((len(masks), CLICKS), -1, device=masks.device)
     found = deepest(masks, generator).float()
+    for index in (masks.flatten(1).sum(1) == 0).nonzero()[:, 0].tolist():  # too thin to be seen at half size
+        places = (targets.masks[index, 0] > 0.5).nonzero()
+        found[index] = places[int(torch.randint(len(places), (), generator=generator))] if len(places) else NOWHERE
     given = targets.clicks[:, :1] > 0
     keep = given & (torch.rand(len(masks), 1, generator=generator).to(masks.device) < 0.8)
     last = torch.tensor(targets.masks.shape[-3:], device=masks.device) - 1
     points[:, 0] = torch.where(keep, targets.clicks.clamp(min=0).minimum(last), found)
-    labels[:, 0] = 1
+    labels[:, 0] = torch.where(points[:, 0, 0] == NOWHERE, -1, 1)
     box = torch.zeros_like(targets.masks)
     for index in range(len(masks)):
         if torch.rand(1, generator=generator).item() > 0.15:

@@ -36,7 +36,8 @@ SEEN = "seen"
 
 def pairs_of(student: int, teacher: int) -> list[Pair]:
     """Every block of the student with the teacher's block at the same part of the way, then the embedding."""
-    return [(block, round(block * teacher / student)) for block in range(1, student + 1)] + [EMBEDDING]
+    beside = (max(1, int(block * teacher / student + 0.5)) for block in range(1, student + 1))
+    return [*enumerate(beside, start=1), EMBEDDING]
 
 
 class DistillTask(nn.Module):

@@ -17,16 +17,19 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from volsam.data.preparation import Prepared
-from volsam.data.preprocess import normalise, positions
+from volsam.data.preprocess import positions
 from volsam.training.augment import Augment
 
 Item: TypeAlias = dict[str, Tensor]
 Shape: TypeAlias = tuple[int, int, int]
+Seen: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float32]]
 
 # How often a patch is drawn around a voxel of some class, and not anywhere.
 FOREGROUND = 0.67
 # By how much of a volume's half the places that are told differ from the true ones, from item to item.
 MISPLACED = 0.1
+# In the label of a stack with a box: the object, and what lies before or behind it in other slices.
+OBJECT, SHADOW = 1, 2
 
 
 class Items(Dataset[Item]):
@@ -52,7 +55,8 @@ class Patches(Items):
         patch: voxels of a patch; what a volume lacks is filled with the lowest value and background.
         augment: changes an item as it is drawn.
         seed: of what is drawn.
-        by_region: show a patch as volsam-s sees a region (three channels of the first one).
+        seen: what the network sees (c d h w), from a patch of the first channel (d h w) and where the volume is in it:
+            `normalise` for volsam-s. Without it patches are seen as they are prepared.
         placed: tell beside it where every voxel lies in its volume, in three channels more.
         points: clicks to give beside it, in the object and anywhere; see `PointsTask`.
         one_object: let the label be 1 in one class, around which the patch is drawn, and 0 elsewhere; `whole` is then
@@ -66,7 +70,7 @@ class Patches(Items):
         augment: Augment,
         seed: int,
         *,
-        by_region: bool = False,
+        seen: Seen | None = None,
         placed: bool = False,
         points: tuple[int, int] | None = None,
         one_object: bool = False,
@@ -75,7 +79,7 @@ class Patches(Items):
         self.cases = cases
         self.patch = patch
         self.augment = augment
-        self.by_region = by_region
+        self.seen = seen
         self.placed = placed
         self.points = points
         self.one_object = one_object
@@ -103,11 +107,11 @@ class Patches(Items):
             outside = 0 if chosen is None else int(np.sum(case.label == chosen + 1) - np.sum(label))
         image, label, known = self.augment.places(image, label, known, random)
         image, told = image[:channels], image[channels:]
-        image = self.augment.brightness(image, random)
-        if self.by_region:
-            image = normalise(image[0], known)
+        image = self.augment.values(self.augment.brightness(image, random), random)
+        if self.seen is not None:  # last, as with a volume that is met later
+            image, label = self.seen(image[0], known), label * known
         item = {
-            "image": torch.from_numpy(np.concatenate([self.augment.values(image, random), told])),
+            "image": torch.from_numpy(np.concatenate([image, told])),
             "label": torch.from_numpy(label.astype(np.int64)),
         }
         if self.one_object:
@@ -213,25 +217,33 @@ class Stacks(Items):
         else:
             middle = int(random.integers(len(case.label)))
         image, label = self.stack(case, middle)
-        known = np.ones(label.shape, bool)
         if self.boxed:
-            label, known = self._outlined(case, label, chosen)
-        image, label, known = self.augment.places(image, label, known, random)
+            label = self._outlined(case, label, chosen)
+        image, label, _ = self.augment.places(image, label, np.ones(label.shape, bool), random)
         image = self.augment.values(image, random)
-        item = {"image": coloured(image), "label": torch.from_numpy(label.astype(np.int64))}
-        if self.boxed:
-            item["box"] = torch.from_numpy(rectangle(np.asarray(known.any(axis=0))))
-        return item
+        if not self.boxed:
+            return {"image": coloured(image), "label": torch.from_numpy(label.astype(np.int64))}
+        return {
+            "image": coloured(image),
+            "label": torch.from_numpy((label == OBJECT).astype(np.int64)),
+            "box": torch.from_numpy(self._voxels_of(case, rectangle(np.asarray((label > 0).any(axis=0))))),
+        }
 
-    def _outlined(
-        self, case: Prepared, label: NDArray[np.uint8], chosen: int | None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """The label of one class alone, and where any slice of the volume has it, the same in every slice."""
+    def _outlined(self, case: Prepared, label: NDArray[np.uint8], chosen: int | None) -> NDArray[np.uint8]:
+        """`OBJECT` where one class is, and `SHADOW` elsewhere where any slice of the volume has it."""
         if chosen is None:
-            return np.zeros_like(label), np.zeros(label.shape, bool)
+            return np.zeros_like(label)
         shadow = (case.label == chosen + 1).any(axis=0).astype(np.float32)
         sized = F.interpolate(torch.from_numpy(shadow)[None, None], size=label.shape[1:], mode="nearest-exact")
-        return (label == chosen + 1).astype(np.uint8), np.broadcast_to(sized[0, 0].numpy() > 0.5, label.shape).copy()
+        return np.where(label == chosen + 1, OBJECT, SHADOW * (sized[0, 0].numpy() > 0.5)).astype(np.uint8)
+
+    def _voxels_of(self, case: Prepared, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A rectangle (2 2) of outermost pixels as one of the middles of outermost voxels, which is what users give."""
+        step = np.array([self.edge, self.edge], np.float32) / np.array(case.label.shape[1:], np.float32)
+        inwards = np.maximum(0, (step - 1) / 2)
+        low, high = pixels[0] + inwards, pixels[1] - inwards
+        middle = (low + high) / 2
+        return np.stack([np.minimum(low, middle), np.maximum(high, middle)]).astype(np.float32)
 
     def stack(self, case: Prepared, middle: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Image (c d h w), each channel 0 to 1 by its own limits, and label (d h w), at the size of the network."""

@@ -99,6 +99,8 @@ def nameless(record: Record) -> Record:
             "validation": tuple(numbered[name] for name in record.validation),
             "images": {numbered[name]: digest for name, digest in record.images.items()},
             "init": record.init.model_copy(update={"name": Path(record.init.name).name}),
+            "teacher": record.teacher.model_copy(update={"name": Path(record.teacher.name).name}),
+            "config": {**record.config, **({"teacher": Path(record.teacher.name).name} if record.teacher.name else {})},
         }
     )
 

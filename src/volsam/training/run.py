@@ -30,7 +30,7 @@ RUN, BEST, LAST, RESUME, LOG = "run.json", "best.safetensors", "last.safetensors
 
 
 class Init(BaseModel, frozen=True):
-    """The weights that a run began with."""
+    """Weights that a run began with, or was taught by."""
 
     name: str
     """A name from `volsam models list`, or the path of a file; empty for none."""
@@ -63,6 +63,8 @@ class Record(BaseModel, frozen=True):
     config: Mapping[str, Any]
     plan: Plan
     init: Init
+    teacher: Init = Init(name="")
+    """The model that was imitated, whose prompt encoder and mask head a student has taken over."""
     dataset: str
     training: tuple[str, ...]
     """Names of the cases that were learnt from."""

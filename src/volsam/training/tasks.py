@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,9 +32,7 @@ class LabelTask(nn.Module):
 
     def judged(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Logits and labels to what is learnt and logged."""
-        size = label.shape[1:]
-        if logits.shape[2:] != size:
-            logits = F.interpolate(logits, size=size, mode="trilinear", align_corners=False)
+        logits = sized(logits, label)
         return {"loss": self.loss(logits, label), "dice": hard_dice(logits, label)}
 
 
@@ -64,8 +63,27 @@ class BoxTask(LabelTask):
 
     A batch holds `image` (b 3 d h w), `label` (b d h w), 1 in the object, and `box` (b 2 2): first and last (row,
     column) of a rectangle that is the same in every slice, in pixels.
+
+    quality: weight of the foretold quality, which sessions show and MA-SAM's code does not train.
     """
 
+    def __init__(self, network: nn.Module, loss: Loss, quality: float = 0.1) -> None:
+        super().__init__(network, loss)
+        self.quality = quality
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits of background and object."""
-        return self.judged(self.network(batch["image"], batch["box"]), batch["label"])
+        """Logits of background and object, and what each slice's are said to be worth."""
+        label = batch["label"]
+        logits, quality = self.network.answer(batch["image"], batch["box"])  # type: ignore[operator]
+        told = self.judged(logits, label)
+        with torch.no_grad():
+            found = sized(logits, label).argmax(dim=1) == 1
+            both, either = ((found & (label == 1)).sum(dim=(2, 3)), (found | (label == 1)).sum(dim=(2, 3)))
+            overlap = torch.where(either > 0, both / either.clamp(min=1), 1.0)
+        return {**told, "loss": told["loss"] + self.quality * (quality[:, 1] - overlap).square().mean()}
+
+
+def sized(logits: Tensor, label: Tensor) -> Tensor:
+    """Logits (b k d h w) at the size of a label (b d h w)."""
+    size = label.shape[1:]
+    return logits if logits.shape[2:] == size else F.interpolate(logits, size, mode="trilinear", align_corners=False)

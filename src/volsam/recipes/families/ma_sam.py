@@ -70,15 +70,22 @@ class StackSegmenter(nn.Module):
     def forward(
         self, stacks: Float[Tensor, "b 3 d h w"], boxes: Float[Tensor, "b 2 2"] | None = None
     ) -> Float[Tensor, "b classes d h w"]:
-        """Logits at the size of the slices; class 0 is background.
+        """Logits at the size of the slices; class 0 is background. See `answer`."""
+        return self.answer(stacks, boxes)[0]
+
+    def answer(
+        self, stacks: Float[Tensor, "b 3 d h w"], boxes: Float[Tensor, "b 2 2"] | None = None
+    ) -> tuple[Float[Tensor, "b classes d h w"], Float[Tensor, "b classes d"]]:
+        """Logits, and their foretold quality in every slice.
 
         boxes: a rectangle for all slices of a stack, first and last (row, column), in pixels.
         """
         prompts = PromptBatch()
         if boxes is not None:
             prompts = PromptBatch(boxes=repeat(F.pad(boxes, (1, 0)), "b two c -> (b d) 1 two c", d=stacks.shape[2]))
-        logits, _ = self.decode(self.encode(stacks), prompts)
-        return rearrange(logits, "(b d) k 1 h w -> b k d h w", b=len(stacks))
+        logits, quality = self.decode(self.encode(stacks), prompts)
+        sized = rearrange(logits, "(b d) k 1 h w -> b k d h w", b=len(stacks))
+        return sized, rearrange(quality, "(b d) k -> b k d", b=len(stacks))
 
     def encode(self, stacks: Float[Tensor, "b 3 d h w"]) -> Float[Tensor, "bd c 1 y x"]:
         """The embedding of every slice, in the light of its neighbours in the stack."""

@@ -16,6 +16,7 @@ from volsam.adapters.freeze import train_only
 from volsam.adapters.levels import add_level_adapters
 from volsam.data.dataset import Case, Dataset
 from volsam.data.preparation import Preparation, Prepared, patch_of, spacing_of
+from volsam.data.preprocess import normalise
 from volsam.errors import BadInput
 from volsam.models.dense_classes import DenseClassNet
 from volsam.models.dense_prompt import DensePromptNet
@@ -71,6 +72,7 @@ class AdaptConfig(AdaptedConfig, frozen=True):
 
     learning_rate: PositiveFloat = 2e-3
     pretrained_rate: NonNegativeFloat = 0.5
+    """What part of the rate weights of volsam-s get; new ones get all of it."""
     augment: Strength | Literal["auto"] = "auto"
     tune: Literal["adapters", "decoder", "all", "auto"] = "auto"
     edge: PositiveInt | Literal["auto"] = "auto"
@@ -160,7 +162,7 @@ def items(
 ) -> Items:
     """Cubes, each shown as volsam-s sees a region."""
     augment = augment_of(plan, config)
-    return Patches(cases, plan.patch, augment, config.seed, by_region=True, placed=config.placed)
+    return Patches(cases, plan.patch, augment, config.seed, seen=normalise, placed=config.placed)
 
 
 def model(network: nn.Module, plan: Plan, config: AdaptConfig, name: str, device: str) -> WindowModel:
@@ -220,7 +222,7 @@ def objects(
     cases: Sequence[Prepared], plan: Plan, config: AdaptClicksConfig, network: nn.Module, device: str, show: Show
 ) -> Items:
     """Cubes around one object each, shown as volsam-s sees a region."""
-    return Patches(cases, plan.patch, augment_of(plan, config), config.seed, by_region=True, one_object=True)
+    return Patches(cases, plan.patch, augment_of(plan, config), config.seed, seen=normalise, one_object=True)
 
 
 def click_model(network: nn.Module, plan: Plan, config: AdaptClicksConfig, name: str, device: str) -> DensePromptModel:

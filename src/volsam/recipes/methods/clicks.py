@@ -6,7 +6,7 @@ for clicks and image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from volsam.data.dataset import Case, Dataset
 from volsam.data.preparation import Preparation, Prepared
+from volsam.data.preprocess import above_zero
 from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.inference.volumes import ClickModel
@@ -63,14 +64,23 @@ class ClicksConfig(TrainConfig, frozen=True):
     """Of a simulated conversation; 11 in the paper."""
     head_rate: NonNegativeFloat = 1.0
     """What part of the rate prompt encoder and mask head get; a tenth in the paper's code."""
+    scaling: Literal["volume", "above zero"] = "volume"
+    """How intensities are scaled: over a whole volume, clipped to its percentiles 0.5 and 99.5; or as SAM-Med3D has it,
+    over those voxels of a cube that are above zero, which released weights want and get."""
     sizes: dict[str, Any] | None = None
-    """All sizes of the network, in place of those above; `volsam distill` sets them."""
+    """All sizes of the network, in place of those above; set where there are weights to begin with, or a teacher."""
+
+
+SIZES = ("edge", "patch", "width", "depth", "heads", "still", "sparse", "out")
+"""Settings that say how large a network is."""
 
 
 def plan(dataset: Dataset, cases: Sequence[Case], config: ClicksConfig) -> Plan:
     """Cubes of equal voxels, of the first channel."""
     edge = segmenter_config(config).encoder.image
-    preparation = Preparation(spacing=(config.spacing,) * 3)
+    preparation = Preparation(
+        spacing=(config.spacing,) * 3, scaling="zscore" if config.scaling == "volume" else "above zero"
+    )
     return plan_of(dataset, preparation, edge, config, channels=1)
 
 
@@ -113,11 +123,43 @@ def network(plan: Plan, config: ClicksConfig, weights: Weights | None) -> nn.Mod
 
 
 def sizes_of_init(given: Mapping[str, Any], init: str | None) -> dict[str, Any]:
-    """Settings completed by what the weights to begin with tell: their sizes, and the voxels they were trained on."""
+    """Settings completed by what the weights to begin with tell."""
     if init in (None, "", "none"):
         return dict(given)
-    sizes = network_of(str(init), f"--init {init}: such training begins with").config
-    return {"spacing": ClickModel.spacing, **given, "sizes": sizes.model_dump(mode="json")}
+    told = f"--init {init}"
+    network = network_of(str(init), f"{told}: such training begins with")
+    require_no_sizes(given, SIZES, told)
+    return {**seen_by(str(init)), **given, **sized(network.config)}
+
+
+def require_no_sizes(given: Mapping[str, Any], sizes: Iterable[str], told: str) -> None:
+    """Refuse settings that say how large a network is, where something else says it."""
+    if wrong := [name for name in sizes if name in given]:
+        raise BadInput(f"{told} says how large the network is: leave {' and '.join(wrong)} out")
+
+
+def sized(config: SegmenterConfig) -> dict[str, Any]:
+    """All settings of a size, from those of a network."""
+    encoder = config.encoder
+    return {
+        "edge": encoder.image[0],
+        "patch": encoder.patch[0],
+        "width": encoder.width,
+        "depth": encoder.depth,
+        "heads": encoder.heads,
+        "still": encoder.blocks_without_attention,
+        "sparse": encoder.sparse,
+        "out": encoder.out,
+        "sizes": config.model_dump(mode="json"),
+    }
+
+
+def seen_by(name: str) -> dict[str, Any]:
+    """Voxel size and scaling that a model was trained on: a run's own, or those of SAM-Med3D."""
+    model = load_model(name, device="cpu", engine=PLAIN)
+    if isinstance(model, TrainedClickModel) and model.preparation.scaling == "zscore":
+        return {"spacing": model.spacing, "scaling": "volume"}
+    return {"spacing": getattr(model, "spacing", ClickModel.spacing), "scaling": "above zero"}
 
 
 def task(network: nn.Module, plan: Plan, config: ClicksConfig) -> nn.Module:
@@ -131,7 +173,8 @@ def items(
 ) -> Items:
     """Cubes around one object each."""
     first = [Prepared(case.name, case.image[:1], case.label, case.places) for case in cases]
-    return Patches(first, plan.patch, augment_of(plan, config), config.seed, one_object=True)
+    seen = above_zero if plan.preparation.scaling == "above zero" else None
+    return Patches(first, plan.patch, augment_of(plan, config), config.seed, one_object=True, seen=seen)
 
 
 def groups(network: nn.Module, config: ClicksConfig) -> list[tuple[list[nn.Parameter], float]]:
@@ -154,6 +197,8 @@ class TrainedClickModel(ClickModel):
     @torch.inference_mode()
     def encode(self, volume: Volume, roi: Grid) -> Features:
         """Features of a region of the volume's first channel."""
+        if self.preparation.scaling == "above zero":
+            return super().encode(volume, roi)
         image = torch.from_numpy(self.preparation.region(volume, roi))[None, None]
         return self.network.encode(image.to(self.device))
 

@@ -15,13 +15,22 @@ from torch import nn
 
 from volsam.data.preparation import Prepared
 from volsam.errors import BadInput
-from volsam.inference.volumes import ClickModel
 from volsam.models.segmenter import Segmenter, SegmenterConfig
-from volsam.recipes.engine import PLAIN
 from volsam.recipes.methods import clicks
-from volsam.recipes.methods.clicks import ClicksConfig, groups, model, network, network_of, plan, sizes_of_init
+from volsam.recipes.methods.clicks import (
+    SIZES,
+    ClicksConfig,
+    groups,
+    model,
+    network,
+    network_of,
+    plan,
+    require_no_sizes,
+    seen_by,
+    sized,
+    sizes_of_init,
+)
 from volsam.recipes.methods.method import Method, Show, cache_folder, methods
-from volsam.recipes.recipe import load_model
 from volsam.training.clicks import ClickTask
 from volsam.training.config import Share, configured
 from volsam.training.distill import EMBEDDING, DistillTask, Pair, Taught, pairs_of
@@ -56,6 +65,10 @@ class StudentConfig(ClicksConfig, frozen=True):
     """Part of the time of clicks after which the encoder learns as well; 1 for never."""
 
 
+OWN_SIZES = ("depth", "still", "heads", "sparse")
+"""Sizes in which a student may differ from its teacher."""
+
+
 def teacher_of(name: str) -> Segmenter:
     """A teacher's network, on the CPU."""
     return network_of(name, f"--teacher {name}: a student of FastSAM3D learns from")
@@ -82,12 +95,11 @@ def sizes_of_teacher(given: Mapping[str, Any], init: str | None) -> dict[str, An
     name = str(given.get("teacher", ""))
     if not name:
         return sizes_of_init(given, init)
-    wanted = configured(
-        StudentConfig, {key: given[key] for key in ("depth", "still", "heads", "sparse") if key in given}
-    )
+    told = f"--teacher {name}"
+    require_no_sizes(given, (size for size in SIZES if size not in OWN_SIZES), told)
+    wanted = configured(StudentConfig, {key: given[key] for key in OWN_SIZES if key in given})
     sizes = student_of(teacher_of(name).config, wanted.depth, wanted.still, given.get("heads"), wanted.sparse)
-    spacing = getattr(load_model(name, device="cpu", engine=PLAIN), "spacing", ClickModel.spacing)
-    return {"spacing": spacing, **given, "sizes": sizes.model_dump(mode="json")}
+    return {**seen_by(name), **given, **sized(sizes)}
 
 
 def take_over(network: nn.Module, config: StudentConfig) -> None:
@@ -183,6 +195,7 @@ methods.add(
         plan=plan,
         complete=sizes_of_teacher,
         begin=take_over,
+        teacher=lambda config: config.teacher,
         network=network,
         task=task,
         items=items,

@@ -38,6 +38,11 @@ LEVELS = 4
 """Levels of features that the head of a volume reads, one after each quarter of the blocks."""
 
 
+_OF_ATTENTION = r"attention\.(project|tables|qkv\.(linear\.)?(weight|bias))"
+OF_SAM = rf"encoder\.(patches\.plane|position|blocks\.\d+\.(norm|mlp|{_OF_ATTENTION}))"
+"""Names of the weights that a network for volumes has from SAM."""
+
+
 # --- slices ----------------------------------------------------------------------------------------------------------
 
 
@@ -221,8 +226,7 @@ def fill_volume(network: AutomaticSamAdapter3D | SamAdapter3D, tensors: Mapping[
             weights[f"{tables}d"] = (weights[f"{tables}h"] + weights[f"{tables}w"]) / 2
         weights["encoder.position"] = fitted_position(tensors["image_encoder.pos_embed"], config.grid[1:])
         weights = {name.replace("encoder.patches.", "encoder.patches.plane."): weights[name] for name in weights}
-        of_attention = r"attention\.(project|tables|qkv\.(linear\.)?(weight|bias))"
-        take_over(network, weights, rf"encoder\.(patches\.plane|position|blocks\.\d+\.(norm|mlp|{of_attention}))")
+        take_over(network, weights, OF_SAM)
 
 
 def fitted_position(position: Float[Tensor, "1 H W c"], grid: tuple[int, int]) -> Float[Tensor, "1 1 h w c"]:

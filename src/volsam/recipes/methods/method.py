@@ -53,8 +53,8 @@ class Method:
     items: what the network is shown; groups: which weights learn, and at which part of the rate; model: the trained
     network behind the interface of `volsam predict` or of a session; complete: settings with what the weights to begin
     with add to them; settled: settings, none of them `auto`, for so many training cases; begin: what else a new run
-    takes over before its first step; recalled: settings of a stored run, before its network is built again, which a
-    method may refuse;
+    takes over before its first step; teacher: the name of the model that is imitated, "" for none; recalled: settings
+    of a stored run, before its network is built again, which a method may refuse;
     keeps: a pattern of names of weights that are drawn anew and do not learn, so that they must be stored all the same.
     """
 
@@ -72,6 +72,7 @@ class Method:
     complete: Callable[[Mapping[str, Any], str | None], dict[str, Any]] = lambda given, init: dict(given)
     settled: Callable[[Any, int], Any] = augmented
     begin: Callable[[nn.Module, Any], None] = lambda network, config: None
+    teacher: Callable[[Any], str] = lambda config: ""
     recalled: Callable[[Any], Any] = lambda config: config
     keeps: str = ""
 

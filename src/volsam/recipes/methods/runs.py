@@ -31,7 +31,7 @@ from volsam.training import processes
 from volsam.training.config import TrainConfig, configured
 from volsam.training.items import Items
 from volsam.training.loop import Progress, State, fit
-from volsam.training.run import RUN, Plan, Record, RunFolder, counts
+from volsam.training.run import RUN, Init, Plan, Record, RunFolder, counts
 
 if TYPE_CHECKING:
     from volsam.inference.session import Model
@@ -147,6 +147,8 @@ def start(
         raise BadInput(f"{dataset.folder} has no case {missing[0]!r}, which its splits name")
     training, validation = ([known[case] for case in part] for part in (fold.train, fold.val))
     weights, began = initial(method, init)
+    taught_by = method.teacher(config)
+    teacher = initial(method, taught_by)[1] if taught_by else Init(name="")
     plan = method.plan(dataset, training, config)
     if len(plan.labels) < 2:
         raise BadInput(
@@ -164,12 +166,19 @@ def start(
         config=config.model_dump(mode="json"),
         plan=plan,
         init=began,
+        teacher=teacher,
         dataset=dataset.name,
         training=fold.train,
         validation=fold.val,
         fingerprint=fingerprint([*training, *validation]),
         images={case.name: image_digest(case) for case in (*training, *validation)},
-        licence=began.licence + (f"; data: {dataset.licence}" if dataset.licence else ""),
+        licence="; ".join(
+            [
+                *([f"as of its teacher: {teacher.licence}"] if teacher.name else []),
+                *([began.licence] if began.name or not teacher.name else []),
+                *([f"data: {dataset.licence}"] if dataset.licence else []),
+            ]
+        ),
         trained=trained,
         frozen=frozen,
         versions={"volsam": _volsam(), "torch": torch.__version__, "python": platform.python_version()},
@@ -316,6 +325,7 @@ def _require_same(run: RunFolder, record: Record) -> None:
         "other weights to begin with": (before.init.name or "none", record.init.name or "none")
         if before.init.sha256 != record.init.sha256
         else ("", ""),
+        "other weights of its teacher": (before.teacher.sha256[:8], record.teacher.sha256[:8]),
     }.items():
         if old != new:
             raise BadInput(f"{run.path} holds a run with {what} ({old}, now {new}): give another folder with -o")

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 SMALL_SAM = "sam-mini"
 """What is begun with where no other SAM is named."""
 
+PUBLISHED_CHANNELS = 384
+"""Inside MA-SAM's adapters, whatever the size of its encoder."""
+
 
 class SliceConfig(TrainConfig, frozen=True):
     """Settings of methods that look at slices."""
@@ -75,7 +78,7 @@ class MaSamConfig(SliceConfig, frozen=True):
     rank: PositiveInt = 32
     """Of the factors."""
     channels: PositiveInt | None = None
-    """Inside an adapter; None: half of the encoder's, 384 of 768 as published."""
+    """Inside an adapter; None: 384 as published, or half of the encoder's where that is less."""
 
 
 def plan(dataset: Dataset, cases: Sequence[Case], config: SliceConfig) -> Plan:
@@ -183,7 +186,7 @@ def ma_sam(plan: Plan, config: MaSamConfig, weights: Weights | None, classes: in
     if config.slices % 2 == 0:
         raise BadInput(f"slices must be odd, so that one is in the middle, got {config.slices}")
     width = weights["image_encoder.pos_embed"].shape[-1] if "image_encoder.pos_embed" in weights else 768
-    channels = config.channels or width // 2
+    channels = config.channels or min(PUBLISHED_CHANNELS, width // 2)
     return ma_sam_from_sam(
         weights, classes=classes or len(plan.labels), image=plan.patch[1], rank=config.rank, channels=channels
     )

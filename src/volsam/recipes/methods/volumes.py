@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, get_args
@@ -69,6 +70,13 @@ class VolumeConfig(WindowedConfig, frozen=True):
     """Voxel size in mm, the same along all axes, 1 in the paper; None: so that a median volume has `voxels`."""
     voxels: PositiveInt = 64**3
     """See `spacing`."""
+
+
+class FullConfig(VolumeConfig, frozen=True):
+    """Settings of full fine-tuning."""
+
+    pretrained_rate: NonNegativeFloat = 1.0
+    """What part of the rate weights of SAM get; new ones get all of it."""
 
 
 class ClickConfig(VolumeConfig, frozen=True):
@@ -196,6 +204,19 @@ methods.add(
 )
 
 
+def of_full(network: nn.Module, config: FullConfig) -> list[tuple[list[nn.Parameter], float]]:
+    """The groups of `by_part`, those that hold weights of SAM in two, if these have a rate of their own."""
+    if config.pretrained_rate == 1:
+        return by_part(network, config)
+    old = {weight for name, weight in network.named_parameters() if re.match(from_sam.OF_SAM, name)}
+    halves = (
+        ([weight for weight in weights if (weight in old) == is_old], config.pretrained_rate if is_old else share)
+        for weights, share in by_part(network, config)
+        for is_old in (True, False)
+    )
+    return [(weights, share) for weights, share in halves if weights]
+
+
 def _add(name: str, method: from_sam.Method, title: str, source: str) -> None:
     build: Callable[[Plan, VolumeConfig, Weights | None], nn.Module] = partial(automatic, method)
     methods.add(
@@ -204,14 +225,14 @@ def _add(name: str, method: from_sam.Method, title: str, source: str) -> None:
             name=name,
             title=title,
             source=source,
-            config=VolumeConfig,
+            config=FullConfig if method == "full" else VolumeConfig,
             init=SMALL_SAM,
             plan=plan,
             network=build,
             task=task,
             items=partial(items, None),
             model=windows,
-            groups=by_part,
+            groups=of_full if method == "full" else by_part,
         ),
     )
 
