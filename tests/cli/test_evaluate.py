@@ -18,14 +18,13 @@ from volsam.data.digests import image_digest
 from volsam.data.io import read_volume, write_volume
 from volsam.evaluation.protocol import Objects
 from volsam.evaluation.study import Scene
-from volsam.geometry import Grid
 from volsam.recipes.families.fixture import read_fixture
 from volsam.volume import Volume
 
 from .conftest import error_of
+from .lesions import write_lesions
 
 RECORDED = Path(__file__).parent.parent / "reference"
-SHAPE = (26, 24, 18)
 
 
 @pytest.fixture(autouse=True)
@@ -37,22 +36,7 @@ def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def a_dataset(tmp_path: Path) -> Path:
     """Three scans with a bright lesion in each, and a cyst in the first."""
-    folder = tmp_path / "lesions"
-    for name in ("imagesTr", "labelsTr"):
-        (folder / name).mkdir(parents=True)
-    places = np.moveaxis(np.indices(SHAPE), 0, -1) * np.array([1, 1, 1.5])
-    for number in range(3):
-        grid = Grid.at(SHAPE, (1, 1, 1.5), (number, 2, -5))
-        lesion = np.linalg.norm(places - [12, 11, 12], axis=-1) < 6 + number
-        values = 40 + 80 * lesion + np.random.default_rng(number).normal(0, 4, SHAPE)
-        labels = lesion.astype(np.uint8)
-        if number == 0:
-            labels[:3, :3, :3] = 2
-        write_volume(Volume(values.astype(np.int16), grid), folder / "imagesTr" / f"case{number}_0000.nii.gz")
-        write_volume(Volume(labels, grid), folder / "labelsTr" / f"case{number}.nii.gz")
-    table = {"name": "Lesions", "channel_names": {"0": "CT"}, "labels": {"background": 0, "lesion": 1, "cyst": 2}}
-    (folder / "dataset.json").write_text(json.dumps(table))
-    return folder
+    return write_lesions(tmp_path / "lesions")
 
 
 @pytest.fixture
@@ -215,6 +199,37 @@ def test_clicks_on_every_slice_are_counted(type_, a_model, a_dataset, tmp_path):
     row = rows_of(tmp_path / "report")[0]
     assert row["step"] == "1 click per slice"
     assert int(row["prompts"]) == 7  # a ball of 6 mm in slices of 1.5 mm
+
+
+def test_by_a_rule_of_the_best_answer_that_is_what_is_said_and_drawn(type_, a_model, a_dataset, tmp_path, monkeypatch):
+    """The first answer is right but for noise, all later ones hold little but the clicks."""
+    from volsam.inference.model import Decoded
+
+    decode = a_model.decode
+
+    def worse(encoded, prompts, previous):
+        found = decode(encoded, prompts, previous)
+        return found if len(prompts.points) == 1 else Decoded(found.low_res - 20, found.logits - 20, found.part, 0.5)
+
+    monkeypatch.setattr(a_model, "decode", worse)
+    drawn = []
+    monkeypatch.setattr(
+        "volsam.evaluation.pictures.draw", lambda volume, target, mask, path: drawn.append(int(mask.sum()))
+    )
+    out = tmp_path / "report"
+    words = ("--split", "all", "--objects", "lesion", "--clicks", 2, "--where", "random", "--rule", "fastsam3d")
+    result = type_("evaluate", "any", a_dataset, "-o", out, *words)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(out)
+    assert [row["counts"] for row in rows] == ["1", "0"] * 3
+    assert [row["hd95"] == "" for row in rows] == [False] * 6
+    assert max(float(row["dice"]) for row in rows[1::2]) < 0.01 < 0.9 < min(float(row["dice"]) for row in rows[::2])
+    for line, row in zip(result.stderr.splitlines(), rows[::2], strict=True):
+        assert line.endswith(f"lesion {float(row['dice']):.3f}")
+    assert f"of the best of {len(rows) // 3} answers, by Dice" in result.stdout
+    assert len(drawn) == 3
+    assert min(drawn) > 400
+    assert all(int(file.stem[:4]) > 900 for file in (out / "pictures").iterdir())
 
 
 def test_results_are_compared(type_, a_model, a_dataset, tmp_path):
@@ -459,6 +474,13 @@ def test_features_of_datasets_are_shown(type_, a_model, a_dataset, tmp_path, mon
     assert result.stdout.startswith("6 points of 2 datasets, silhouette ")
     assert len((tmp_path / "out" / "embeddings.csv").read_text().splitlines()) == 7
     assert "takes a MODEL" in error_of(type_("evaluate", "--embeddings", "any", "-o", tmp_path / "no"))
+    (other / "dataset.json").write_text(json.dumps(table))
+    result = type_("evaluate", "--embeddings", "any", a_dataset, other, "-o", tmp_path / "out")
+    assert result.stdout.startswith("6 points of 2 datasets, silhouette ")
+    lines = csv.DictReader((tmp_path / "out" / "embeddings.csv").read_text().splitlines())
+    assert [line["dataset"] for line in lines] == [f"Lesions ({a_dataset})"] * 3 + [f"Lesions ({other})"] * 3
+    twice = type_("evaluate", "--embeddings", "any", a_dataset, a_dataset, "-o", tmp_path / "no")
+    assert "is given twice" in error_of(twice)
 
 
 def test_labels_of_a_model_with_values_of_its_own_are_told_apart(a_small_ct: Volume) -> None:

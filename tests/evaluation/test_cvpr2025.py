@@ -1,5 +1,7 @@
 """The protocol of the CVPR 2025 challenge, and its files."""
 
+from math import isnan, nan
+
 import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
@@ -154,6 +156,17 @@ def test_surface_scores_count_only_where_a_case_is_not_lost(objects, a_volume):
     assert [row.scores["nsd"] for row in settled(rows, rules["standard"])] == [[0.6], [0.6]]
     better = [row_of("a", "liver", objects["liver"], Steps(high))]
     assert settled(better, rules["cvpr2025"])[0].scores["nsd"] == [0.6]
+
+
+def test_a_class_that_does_not_count_neither_saves_nor_loses_a_case(objects):
+    from volsam.evaluation.study import row_of, settled
+
+    nothing, low = Scores(nan, nan, nan), Scores(0.15, 0.05, 0.6, 1, 1, 1)
+    rows = [row_of("a", name, objects[name], Steps(found)) for name, found in (("liver", nothing), ("spleen", low))]
+    found = settled(rows, rules["cvpr2025"])
+    assert isnan(found[0].scores["nsd"][0])
+    assert found[1].scores["nsd"] == [0.0]
+    assert settled([rows[0]], rules["cvpr2025"]) == [rows[0]]
 
 
 class Steps:

@@ -54,9 +54,9 @@ class ASession:
 
     builds_on_answers = True
 
-    def __init__(self, model, volume, *, plane):
+    def __init__(self, model, volume, *, plane, follow):
         assert model == "the default"
-        assert plane == "auto"
+        assert (plane, follow) == ("auto", True)
         self.volume, self.clicks = volume, []
 
     def add(self, click):

@@ -7,8 +7,8 @@ from math import inf, nan
 
 import pytest
 
-from volsam.errors import BadFile, BadInput
-from volsam.evaluation import comparison, figures, report, report_page
+from volsam.errors import BadFile
+from volsam.evaluation import figures, report, report_page
 from volsam.evaluation.page import Heading, Picture, Points, Table, Text, as_html, as_markdown
 from volsam.evaluation.study import Row
 
@@ -149,6 +149,99 @@ def test_the_challenges_figures_are_means_over_classes_then_cases():
     }
 
 
+def test_a_case_that_took_too_long_is_named(tmp_path):
+    steps = ("box", *(f"{count} clicks" for count in range(1, 6)))
+    scores = {measure: [0.5] * 6 for measure in ("dice", "iou", "nsd", "hd", "hd95", "assd")}
+    rows = [Row(case, "x", 10, scores, [seconds] * 6) for case, seconds in (("quick", 14.9), ("slow", 15.1))]
+    settings = {**SETTINGS, "protocol": "cvpr2025", "rule": "cvpr2025"}
+    report_page.write(report.Report(settings, steps, rows), tmp_path)
+    assert "Longer than 90 s for each class took slow;" in (tmp_path / "report.md").read_text()
+    challenge = json.loads((tmp_path / "results.json").read_text())["challenge"]
+    assert (challenge["over_time"], challenge["slow"]) == (1, ["slow"])
+    report_page.write(report.Report(settings, steps, rows[:1]), tmp_path)
+    assert "Longer than" not in (tmp_path / "report.md").read_text()
+
+
+def an_up_and_down(rule="fastsam3d"):
+    """Ten cases with three answers each, of which the second is the best; distances are known of each."""
+    rows = []
+    for case in range(10):
+        dice = [0.5, 0.9 - 0.01 * case, 0.7]
+        scores = {"dice": dice, "iou": [value - 0.1 for value in dice], "nsd": [0.4, 0.6, 0.8]}
+        scores |= {"hd": [9.0, 5.0, 7.0], "hd95": [8.0, 4.0, 6.0], "assd": [3.0, 1.0, 2.0]}
+        rows.append(Row(f"case {case}", "liver", 100 + case, scores, [0.5, 0.1, 0.1]))
+    return report.Report({**SETTINGS, "rule": rule}, ["1 click", "2 clicks", "3 clicks"], rows)
+
+
+def test_where_the_best_answer_counts_all_that_is_shown_is_of_it(tmp_path):
+    made = an_up_and_down()
+    report_page.write(made, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "Scores are those of the best of 3 answers, by Dice" in text
+    together = {line.split(" | ")[0]: line.split(" | ")[1] for line in text.splitlines() if line.startswith("| ")}
+    assert together["| Dice"] == "0.855"
+    # Of the same answer, also where another has a larger NSD.
+    assert (together["| NSD"], together["| HD, mm"], together["| HD95, mm"], together["| ASSD, mm"]) == (
+        "0.600",
+        "5.000",
+        "4.000",
+        "1.000",
+    )
+    assert "| case 9 | liver | 109 | 0.810 | 0.600 | 4.00 |" in text  # the worst object
+    lines = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
+    assert [line["counts"] for line in lines[:3]] == ["0", "1", "0"]
+
+
+def test_answer_by_answer_page_and_data_say_the_same_and_of_which_answers(tmp_path):
+    for rule, curve, words in (
+        ("fastsam3d", [0.5, 0.855, 0.855], "the best answer so far, by Dice"),
+        ("standard", [0.5, 0.855, 0.7], "each answer"),
+    ):
+        report_page.write(an_up_and_down(rule), tmp_path)
+        data = json.loads((tmp_path / "results.json").read_text())
+        by_step = data["summary"]["dice"]["by_step"]
+        assert [mean["value"] for mean in by_step] == pytest.approx(curve)
+        assert data["by_step_is_of"] == words
+        text = (tmp_path / "report.md").read_text()
+        assert f"Scores are those of {words}." in text
+        for name, value in zip(("1 click", "2 clicks", "3 clicks"), curve, strict=True):
+            assert f"| {name} | {value:.3f}" in text
+
+
+def test_infinite_distances_are_counted_wherever_they_are_left_out(tmp_path):
+    made = a_report()
+    report_page.write(made, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    by_object, by_size = (text.split(f"## {title}")[1].split("##")[0] for title in ("By object", "By size"))
+    assert "| liver | 6 |" in by_object
+    assert by_object.count("4.000 [4.000, 4.000]; 1 infinite, left out") == 1
+    assert by_size.count("; 1 infinite, left out") == 1
+    for row in made.rows:
+        row.scores["hd95"][-1] = inf
+    report_page.write(made, tmp_path)
+    by_object = (tmp_path / "report.md").read_text().split("## By object")[1].split("##")[0]
+    assert by_object.count("| -; 6 infinite, left out |") == 2
+
+
+def test_objects_that_few_cases_have_are_named_beside_the_intervals(tmp_path):
+    made = a_report()
+    report_page.write(made, tmp_path)
+    assert "Fewer than" not in (tmp_path / "report.md").read_text()
+    kept = [row for row in made.rows if row.object == "liver" or row.case in ("case 0", "case 4")]
+    report_page.write(report.Report(SETTINGS, made.steps, kept), tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "Fewer than 5 cases have spleen (2):" in text.split("## Together")[1].split("##")[0]
+
+
+def test_one_case_has_no_interval_and_no_nan(tmp_path):
+    made = a_report()
+    report_page.write(report.Report(SETTINGS, made.steps, made.rows[:2]), tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "One case, no interval." in text
+    assert "nan" not in text
+    assert "NaN" not in (tmp_path / "results.json").read_text()
+
+
 def test_text_of_a_page_is_escaped(tmp_path):
     blocks = [Heading("<b> & co", 1), Text("a < b"), Points(["<i>"]), Table(["x|y"], [["<td>"]])]
     page = as_html(blocks)
@@ -163,55 +256,3 @@ def test_pictures_are_taken_into_the_page(tmp_path):
     file.write_bytes(b"\x89PNG")
     assert "data:image/png;base64,iVBORw==" in as_html([Picture(file, "worst")])
     assert as_markdown([Picture(file, "worst")], tmp_path) == "![worst](<pictures/0100 a b.png>)\n"
-
-
-# --- comparisons -----------------------------------------------------------------------------------------------------
-
-
-def test_methods_are_compared_with_the_first(tmp_path):
-    reports = comparison.named([a_report(), a_report(0.1, name="better"), a_report(-0.05, name="worse")])
-    found = comparison.write(reports, tmp_path)
-    overall = {test.method: test for test in found if (test.measure, test.object) == ("dice", comparison.EVERYTHING)}
-    assert overall["better"].result.difference == pytest.approx(0.1)
-    assert overall["worse"].result.difference == pytest.approx(-0.05)
-    assert overall["better"].holm == pytest.approx(2 * overall["better"].result.p)
-    assert {test.object for test in found} == {comparison.EVERYTHING, "liver", "spleen"}
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".html", ".json", ".md"]
-    text = (tmp_path / "comparison.md").read_text()
-    assert "| better | all objects | 0.675 | 0.775 | +0.100 |" in text
-    assert "## Answer by answer" in text
-    assert "better 0.775, volsam-s 0.675: +0.100" in comparison.in_words(overall["better"], "volsam-s")
-
-
-def test_scores_of_two_rules_or_of_other_cases_are_not_compared(tmp_path):
-    with pytest.raises(BadInput, match="rule 'standard' and 'autosam'"):
-        comparison.write(comparison.named([a_report(), a_report(name="b", rule="autosam")]), tmp_path)
-    other = a_report(name="b")
-    rows = [Row(f"another {row.case}", row.object, row.voxels, row.scores, row.seconds) for row in other.rows]
-    with pytest.raises(BadInput, match="no case in common"):
-        comparison.write(comparison.named([a_report(), report.Report(other.settings, other.steps, rows)]), tmp_path)
-    with pytest.raises(BadInput, match="two or more"):
-        comparison.write(comparison.named([a_report()]), tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_scores_by_number_of_labels_make_a_curve(tmp_path):
-    made = [
-        a_report(add, name=name, trained_on=count)
-        for name, count, add in (("unet", 1, -0.2), ("unet", 5, 0.0), ("autosam", 1, -0.1), ("autosam", 5, 0.02))
-    ]
-    comparison.write(comparison.named(made), tmp_path)
-    text = (tmp_path / "comparison.md").read_text()
-    assert "## By number of labelled volumes" in text
-    assert "| method | 1 | 5 |" in text
-    assert "unet, 1 volume" in text
-
-
-def test_names_of_methods_are_told_apart():
-    same = [a_report(), a_report(), a_report()]
-    assert len(comparison.named(same)) == 3
-
-
-def test_methods_that_were_asked_differently_have_no_common_curve(tmp_path):
-    comparison.write(comparison.named([a_report(), a_report(steps=("automatic",), name="auto")]), tmp_path)
-    assert "Answer by answer" not in (tmp_path / "comparison.md").read_text()

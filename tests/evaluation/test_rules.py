@@ -31,13 +31,22 @@ def test_all_measures_of_a_mask_that_is_three_voxels_too_long():
 
 
 def test_an_empty_mask_has_one_policy():
-    for rule in (STANDARD, rules["3dsam-adapter"], rules["ma-sam"], rules["cvpr2025"]):
+    for rule in (STANDARD, rules["3dsam-adapter"], rules["ma-sam"]):
         nothing = rule.score(EMPTY, EMPTY, ISOTROPIC)
         assert (nothing.dice, nothing.iou, nothing.nsd, nothing.hd, nothing.hd95, nothing.assd) == (1, 1, 1, 0, 0, 0)
         for pair in ((EMPTY, TARGET), (TARGET, EMPTY)):
             missed = rule.score(*pair, ISOTROPIC)
             assert missed.dice == pytest.approx(0, abs=1e-6)
             assert (missed.iou, missed.nsd, missed.hd, missed.hd95, missed.assd) == (0, 0, inf, inf, inf)
+
+
+def test_in_the_challenge_only_objects_that_a_case_has_count():
+    rule = rules["cvpr2025"]
+    for mask in (EMPTY, TARGET):
+        for far in (True, False):
+            assert all(isnan(value) for value in rule.score(mask, EMPTY, ISOTROPIC, far=far).as_dict().values())
+    missed = rule.score(EMPTY, TARGET, ISOTROPIC)
+    assert (missed.dice, missed.iou, missed.nsd, missed.hd, missed.hd95, missed.assd) == (0, 0, 0, inf, inf, inf)
 
 
 def test_distances_can_be_left_out():
@@ -83,10 +92,13 @@ def test_autosam_compares_slices_of_224_pixels_and_forgives_what_was_missed():
 
 def test_fastsam3d_takes_the_best_answer_and_leaves_out_empty_cases():
     rule = rules["fastsam3d"]
-    assert rule.counted([0.4, 0.9, 0.7], "dice") == 0.9
-    assert STANDARD.counted([0.4, 0.9, 0.7], "dice") == 0.7
-    assert rule.counted([nan, nan, 3.5], "hd95") == 3.5
-    assert isnan(rule.score(EMPTY, EMPTY, ISOTROPIC).dice)
+    assert rule.counted([0.4, 0.9, 0.7]) == 1
+    assert STANDARD.counted([0.4, 0.9, 0.7]) == 2
+    assert rule.counted([nan, 0.2, nan]) == 1
+    assert rule.counted([nan, nan, nan]) == 2
+    assert rule.counted([0.5, 0.8, 0.8]) == 1
+    assert all(isnan(value) for value in rule.score(EMPTY, EMPTY, ISOTROPIC).as_dict().values())
+    assert rule.score(EMPTY, TARGET, ISOTROPIC).hd95 == inf
 
 
 def test_fastsam3d_does_not_look_far_from_the_object():

@@ -45,6 +45,43 @@ def test_objects_of_one_case_are_drawn_together():
     assert (alike.low, alike.high) == pytest.approx((single.low, single.high))
 
 
+def test_an_object_of_few_cases_is_in_every_draw():
+    """One hard object in one of twenty cases: no mean is that of the easy one alone."""
+    easy = [(f"case {number}", "organ", 0.95) for number in range(20)]
+    mean = mean_of([*easy, ("case 3", "tumour", 0.15)], STANDARD)
+    assert mean.value == pytest.approx(0.55)
+    assert (mean.low, mean.high) == pytest.approx((0.55, 0.55))
+    twice = mean_of([*easy, ("case 3", "tumour", 0.1), ("case 9", "tumour", 0.2)], STANDARD)
+    # Of two cases the share of the first is even between 0 and 1, so that of 0.1 and 0.2 the mean is, too.
+    assert (twice.low, twice.high) == pytest.approx(((0.95 + 0.1025) / 2, (0.95 + 0.1975) / 2), abs=2e-3)
+
+
+def test_the_interval_is_that_of_weights_from_a_dirichlet():
+    drawn = [0.2, 0.5, 0.9]
+    mean = mean_of(values(*([value] for value in drawn)), STANDARD)
+    weights = np.random.default_rng(5).exponential(size=(200_000, 3))
+    low, high = np.percentile(weights @ drawn / weights.sum(axis=1), (2.5, 97.5))
+    assert (mean.low, mean.high) == pytest.approx((low, high), abs=0.015)
+
+
+def test_objects_and_cases_are_weighted_together_by_the_challenges_rule():
+    table = values((1.0, 0.0), (0.5, nan), (0.3, nan))
+    single = values((0.5,), (0.5,), (0.3,))
+    two, one = (mean_of(each, rules["cvpr2025"]) for each in (table, single))
+    assert (two.value, two.low, two.high) == pytest.approx((one.value, one.low, one.high))
+
+
+def test_draws_take_memory_by_cases_and_not_by_objects_as_well():
+    import tracemalloc
+
+    table = values(*np.random.default_rng(0).uniform(0, 1, (60, 100)))
+    tracemalloc.start()
+    mean_of(table, STANDARD)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2000 * 60 * 100 * 8 / 4
+
+
 def test_one_case_has_no_interval():
     assert isnan(mean_of(values((0.5,)), STANDARD).low)
 
@@ -57,12 +94,44 @@ def test_a_method_that_is_better_everywhere_is_told():
     assert 0 < result.low < result.difference < result.high
     assert result.p == pytest.approx(2 / 2**12)
     assert (result.wins, result.losses, result.cases) == (12, 0, 12)
+    assert result.difference_by_case == pytest.approx(result.difference)
+
+
+def test_what_is_told_by_case_goes_with_the_wins():
+    """Better by structures, for the sake of a rare one, and worse in nearly every case."""
+    organ = [(f"case {number}", "organ", 0.9) for number in range(12)]
+    before = [*organ, ("case 3", "tumour", 0.1)]
+    after = [*((case, name, value - 0.01 - 0.001 * k) for k, (case, name, value) in enumerate(organ))]
+    after += [("case 3", "tumour", 0.2)]
+    result = paired(before, after, STANDARD)
+    assert result.difference > 0
+    assert result.difference_by_case == pytest.approx(
+        np.mean([-0.01 - 0.001 * k for k in range(12) if k != 3] + [0.0435])
+    )
+    assert result.difference_by_case < 0
+    assert (result.wins, result.losses) == (1, 11)
+    assert result.p < 0.05
+
+
+def test_less_is_better_of_distances():
+    rng = np.random.default_rng(1)
+    before = rng.uniform(4, 8, (9, 1))
+    after = before - rng.uniform(0.1, 1, (9, 1))
+    result = paired(values(*before), values(*after), STANDARD, less_is_better=True)
+    assert result.difference < 0
+    assert (result.wins, result.losses) == (9, 0)
+    assert paired(values(*after), values(*before), STANDARD, less_is_better=True).losses == 9
 
 
 def test_only_what_both_have_is_compared():
     result = paired(values((0.5,), (0.9,), (inf,)), values((0.6,), (nan,), (0.7,)), STANDARD)
     assert result.cases == 1
     assert result.difference == pytest.approx(0.1)
+    assert result.left_out == 1
+    assert isnan(result.low)
+    nothing = paired(values((inf,), (2.0,)), values((3.0,), (inf,)), STANDARD)
+    assert (nothing.cases, nothing.left_out) == (0, 2)
+    assert isnan(nothing.difference)
     assert paired(values((nan,)), values((0.5,)), STANDARD).cases == 0
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from volsam.errors import BadFile, BadInput
 from volsam.evaluation.pictures import draw
 from volsam.evaluation.protocol import Objects, automatic, corrected, positive_only, together
-from volsam.evaluation.rules import STANDARD
+from volsam.evaluation.rules import STANDARD, rules
 from volsam.evaluation.study import Folder, Gallery, Row, Scene, as_record, from_record, score_case
 from volsam.geometry import Grid
 from volsam.prompts import Box, Click, PromptSet
@@ -101,6 +101,39 @@ def test_sets_of_prompts_have_a_conversation_each(a_scene):
     assert [len(step.prompts) for step in played.steps] == [1, 3]
 
 
+def test_the_mask_of_the_answer_that_counts_is_kept(a_scene):
+    target = a_scene.objects["liver"]
+    better, worse = target.copy(), target.copy()
+    better[3] = worse[3:6] = False
+    answers = [better, worse, worse]
+
+    def begin(volume):
+        return lambda prompts: answers[len(prompts) - 1]
+
+    def added(volume):
+        masks = iter(answers)
+        return lambda prompts: next(masks)
+
+    sets = [PromptSet([Click((3, 3, 3))] * count) for count in (1, 2, 3)]
+    for counted, kept in ((rules["fastsam3d"].counted, better), (STANDARD.counted, worse)):
+        assert together(begin, a_scene.volume, target, score, sets, counted).mask is kept
+        assert corrected(added, a_scene.volume, target, score, 3, counted=counted).mask is kept
+
+
+def test_what_is_to_be_ignored_is_cut_from_answers():
+    labels = np.array([[[0, 1, 2, 9]]])
+    objects = Objects(labels, {"liver": 1, "spleen": 2}, ignore=9)
+    assert objects.known(np.array([[[3, 3, 3, 3]]])).tolist() == [[[3, 3, 3, 0]]]
+    mask = np.ones((1, 1, 4), bool)
+    assert objects.judge(lambda volume: lambda prompts: mask)(None)(PromptSet()).tolist() == [
+        [[True, True, True, False]]
+    ]
+    assert mask.all()
+    assert Objects(labels, {"liver": 1}).known(mask) is mask
+    only = Objects(labels, {"liver": 1, "heart": 5}, ignore=9).present()
+    assert (list(only), only.ignore) == (["liver"], 9)
+
+
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +151,19 @@ def test_rows_come_back_as_they_were_with_infinity_and_nan(tmp_path):
     assert "Infinity" not in text
     assert "NaN" not in text
     assert from_record(as_record(row)).scores["hd95"] == [2.5]
+
+
+def test_what_is_forgotten_takes_its_pictures_with_it(tmp_path):
+    folder = Folder(tmp_path / "report")
+    folder.open(SETTINGS)
+    folder.pictures.mkdir()
+    for case in ("one", "one more"):
+        folder.keep(case, [a_row(case)], {"label": "abc"})
+        (folder.pictures / f"0500 {case} liver.png").write_bytes(b"png")
+    assert folder.digests(["one", "two"]) == {"one": {"label": "abc"}}
+    folder.forget("one")
+    assert not folder.has("one")
+    assert [file.stem for file in folder.pictures.iterdir()] == ["0500 one more liver"]
 
 
 def test_a_folder_goes_on_with_the_same_question_only(tmp_path):
@@ -160,6 +206,11 @@ def test_the_gallery_keeps_the_worst(tmp_path, a_scene):
     gallery.show(a_scene, a_row("f", 0.0, voxels=0), None)
     assert [path.stem for path in sorted((tmp_path / "pictures").iterdir())] == ["0100 d liver", "0400 b liver"]
     assert len(drawn) == 3
+    several = a_row("g")
+    several.scores["dice"] = [0.3, 0.8, 0.6]
+    for rule, name in ((STANDARD, "0600 g liver"), (rules["fastsam3d"], "0800 g liver")):
+        Gallery(tmp_path / rule.name, write, most=1, rule=rule).show(a_scene, several, None)
+        assert [path.stem for path in (tmp_path / rule.name).iterdir()] == [name]
     Gallery(tmp_path / "none", write, most=0).show(a_scene, a_row(), None)
     assert not (tmp_path / "none").exists()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from volsam.cli.console import say
 from volsam.data.dataset import Case, read_label
 from volsam.data.io import WRITABLE
 from volsam.data.simulate import Mask
@@ -24,14 +25,16 @@ if TYPE_CHECKING:
     from volsam.inference.session import Model, Session
 
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth")
+# Values that a message names.
+MOST_SHOWN = 8
 
 
-def begin_with(model: Model, plane: str = "auto") -> Begin:
-    """A session of its own for every object."""
+def begin_with(model: Model, plane: str = "auto", follow: bool = True) -> Begin:
+    """A session of its own for every object; `follow` and `plane` are those of `Session`."""
     from volsam.inference.session import Session
 
     def begin(volume: Volume) -> Ask:
-        session = Session(model, volume, plane=plane)
+        session = Session(model, volume, plane=plane, follow=follow)
 
         def ask(prompts: PromptSet) -> Mask:
             _tell(session, prompts)
@@ -134,22 +137,43 @@ def unlike(model: AutomaticModel, objects: Mapping[str, int]) -> str | None:
 
 def predictions_in(folder: Path, cases: Iterable[Case]) -> bool:
     """Whether a folder holds labels, ready made, for some of the cases."""
-    return folder.is_dir() and any(_prediction(folder, case.name) is not None for case in cases)
+    return folder.is_dir() and any(prediction_of(folder, case.name) is not None for case in cases)
 
 
-def labels_from(folder: Path) -> Callable[[Scene], Labels]:
-    """Labels that lie in a folder as CASE.nii.gz, on the grid of the image."""
+def labels_from(folder: Path, declared: Mapping[str, int]) -> Callable[[Scene], Labels]:
+    """Labels that lie in a folder as CASE.nii.gz, on the grid of the image, with values that the dataset declares.
+
+    A file none of whose values is declared is refused; of others that are not, a line is said, and they count as
+    background.
+    """
 
     def read(scene: Scene) -> Labels:
-        path = _prediction(folder, scene.name)
+        path = prediction_of(folder, scene.name)
         if path is None:
             raise BadInput(f"{folder} holds no labels for {scene.name}")
-        return read_label(Case(scene.name, (), path), scene.volume.grid)
+        found = read_label(Case(scene.name, (), path), scene.volume.grid)
+        _require_declared(found, declared, path)
+        return found
 
     return read
 
 
-def _prediction(folder: Path, case: str) -> Path | None:
+def _require_declared(labels: Labels, declared: Mapping[str, int], path: Path) -> None:
+    values = set(np.unique(labels).tolist()) - {0}
+    known = {value: name for name, value in declared.items() if value != 0}
+    unknown = sorted(values - known.keys())
+    if not unknown:
+        return
+    shown = ", ".join(map(str, unknown[:MOST_SHOWN])) + (" ..." if len(unknown) > MOST_SHOWN else "")
+    names = ", ".join(f"{value} ({name})" for value, name in sorted(known.items()))
+    words = f"{path} holds the value{'s' * (len(unknown) > 1)} {shown}, and the dataset has {names}"
+    if not values & known.keys():
+        raise BadInput(f"{words}: write the labels with these values")
+    say(f"warning: {words}: what has another value is taken for background")
+
+
+def prediction_of(folder: Path, case: str) -> Path | None:
+    """The file with the labels of a case, None where there is none."""
     return next((path for ending in WRITABLE if (path := folder / f"{case}{ending}").is_file()), None)
 
 

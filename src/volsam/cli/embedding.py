@@ -11,7 +11,7 @@ import typer
 from numpy.typing import NDArray
 
 from volsam.cli.console import explained, say, track
-from volsam.data.dataset import Case, read_dataset, read_image, read_label
+from volsam.data.dataset import Case, Dataset, read_dataset, read_image, read_label
 from volsam.data.simulate import bounding_box
 from volsam.errors import BadInput
 from volsam.evaluation import embedding
@@ -30,7 +30,8 @@ def show_embeddings(name: str, folders: Sequence[Path], output: Path, device: st
     from volsam.recipes.recipe import load_model
 
     model = load_model(name, device=device)
-    cases = [(dataset.name, case) for dataset in map(read_dataset, folders) for case in dataset.cases]
+    datasets = _named([read_dataset(folder) for folder in folders])
+    cases = [(called, case) for called, dataset in datasets.items() for case in dataset.cases]
     points: list[Point] = []
     for dataset, case in track(cases, "cases"):
         try:
@@ -41,6 +42,18 @@ def show_embeddings(name: str, folders: Sequence[Path], output: Path, device: st
     many = "s" * (len(folders) != 1)
     typer.echo(f"{len(points)} points of {len(folders)} dataset{many}, silhouette {embedding.in_words(apart)}")
     typer.echo(f"{output / 'embeddings.html'}, embeddings.csv")
+
+
+def _named(datasets: Sequence[Dataset]) -> dict[str, Dataset]:
+    """Datasets by their names; those that share one by name and folder."""
+    names = [dataset.name for dataset in datasets]
+    found: dict[str, Dataset] = {}
+    for dataset in datasets:
+        name = dataset.name if names.count(dataset.name) == 1 else f"{dataset.name} ({dataset.folder})"
+        if name in found:
+            raise BadInput(f"the dataset {dataset.folder} is given twice: give it once")
+        found[name] = dataset
+    return found
 
 
 def _vectors(model: Model, case: Case, plane: str) -> Iterator[NDArray[np.float32]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from volsam.cli.console import Steps, explained, fail, say
+from volsam.cli.console import Steps, fail, say
 from volsam.cli.options import Device
 from volsam.errors import BadInput
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from volsam.data.dataset import Case
     from volsam.evaluation.report import Report
     from volsam.evaluation.rules import Rule
-    from volsam.evaluation.study import Folder, Played, Scene, Trial
+    from volsam.evaluation.study import Folder, Trial
 
 What = Annotated[
     list[str],
@@ -55,8 +56,12 @@ Per = Annotated[
     str, typer.Option("--per", metavar="volume|slice", help="N clicks on the volume, or on every slice of the object.")
 ]
 Split = Annotated[
-    str,
-    typer.Option("--split", metavar="test|train|all|FILE", help="Which cases; FILE lists names, or is a splits file."),
+    str | None,
+    typer.Option(
+        "--split",
+        metavar="test|train|all|FILE",
+        help="Which cases, without it those of test; FILE lists names, or is a splits file.",
+    ),
 ]
 FoldOption = Annotated[int, typer.Option("--fold", metavar="K", min=0, help="Of splits_final.json.")]
 Tolerance = Annotated[
@@ -99,7 +104,7 @@ def evaluate(
     clicks: Clicks = None,
     where: Where = "deepest",
     per: Per = "volume",
-    split: Split = "test",
+    split: Split = None,
     fold: FoldOption = 0,
     tolerance: Tolerance = None,
     rule: RuleOption = None,
@@ -137,6 +142,7 @@ def evaluate(
     steps = Steps()
     with steps("start"):
         from volsam.cli.learnt import learnt_by
+        from volsam.cli.scoring import score_all
         from volsam.cli.trials import Question
         from volsam.evaluation.rules import rules
         from volsam.evaluation.study import Folder
@@ -147,8 +153,10 @@ def evaluate(
     with steps("model"):
         kind = protocol or _protocol(model, device, source.cases, clicks, where, per)
         question = Question(kind, clicks, where, per, by, tolerance, plane, stride, seed)
+        if source.of_the_challenge:
+            question = question.of_the_challenge()
         trial = _trial(question, by, model, device, source)
-    settings = _settings(question, by, model, source, f"{split}, fold {fold}" if fold else split)
+    settings = _settings(question, by, model, source)
     settings |= {"name": name, "trained_on": trained_on, "remarks": []}
     if learnt is not None:
         settings |= {"name": name or learnt.method, "steps": learnt.steps}
@@ -160,7 +168,7 @@ def evaluate(
         say(f"warning: {line}")
     folder = Folder(output)
     folder.open(settings, anew=overwrite)
-    failed = _run(folder, source, trial, by, pictures)
+    failed = score_all(folder, source, trial, by, pictures, _predictions(model, question, source))
     report = _written(folder, source.cases, settings, question.steps, failed)
     for line in _lines(report):
         typer.echo(line)
@@ -171,7 +179,7 @@ def evaluate(
         fail(f"{len(failed)} of {len(source.cases)} cases failed, see above; the others are in {output}")
 
 
-def _source(dataset: Path, split: str, fold: int, objects: str | None, learnt: Learnt | None) -> Source:
+def _source(dataset: Path, split: str | None, fold: int, objects: str | None, learnt: Learnt | None) -> Source:
     """The cases; of a dataset that a run was trained on, those that it left out are its test part, or else those by
     which its weights were chosen, and the objects that it learnt all there are to score.
     """
@@ -187,8 +195,8 @@ def _source(dataset: Path, split: str, fold: int, objects: str | None, learnt: L
                 wanted = list(learnt.objects)
             names = {case.name for case in found.cases}
             is_best = learnt.held_out or not (dataset / FOLDERS["test"][1]).is_dir()
-            if split == "test" and learnt.left and learnt.left <= names and is_best:
-                return source_of(dataset, str(learnt.splits), 0, wanted)
+            if split in (None, "test") and learnt.left and learnt.left <= names and is_best:
+                return replace(source_of(dataset, str(learnt.splits), 0, wanted), split="test")
     return source_of(dataset, split, fold, wanted)
 
 
@@ -223,19 +231,18 @@ def _automatic_model(model: str, device: str) -> Any:
 
 
 def _trial(question: Question, rule: Rule, model: str, device: str, source: Source) -> Trial:
-    from volsam.cli.asking import predictions_in
     from volsam.cli.trials import automatic_trial, prompted_trial
     from volsam.recipes.recipe import choose_device, load_model
 
     if question.protocol == "automatic":
         if not source.objects:
             raise BadInput("files of the challenge are answered with prompts: give --protocol cvpr2025")
-        if predictions_in(Path(model), source.cases):
-            return automatic_trial(question, rule, Path(model), source.objects)
+        if folder := _predictions(model, question, source):
+            return automatic_trial(question, rule, folder, source.objects, source.declared)
         found = _automatic_model(model, choose_device(device))
         if found is None:
             raise BadInput(f"{model} takes prompts: give --protocol clicks or box, or a folder of labels as MODEL")
-        return automatic_trial(question, rule, found, source.objects)
+        return automatic_trial(question, rule, found, source.objects, source.declared)
     return prompted_trial(question, rule, load_model(model, device=device))
 
 
@@ -249,7 +256,15 @@ def _unlike(model: str, device: str, source: Source) -> str | None:
     return unlike(_automatic_model(model, choose_device(device)), source.objects)
 
 
-def _settings(question: Question, rule: Rule, model: str, source: Source, split: str) -> dict[str, Any]:
+def _predictions(model: str, question: Question, source: Source) -> Path | None:
+    """The folder of ready labels that is scored, None where a model is asked."""
+    from volsam.cli.asking import predictions_in
+
+    is_folder = question.protocol == "automatic" and predictions_in(Path(model), source.cases)
+    return Path(model) if is_folder else None
+
+
+def _settings(question: Question, rule: Rule, model: str, source: Source) -> dict[str, Any]:
     """The question as plain data: two runs with the same settings give the same scores."""
     from volsam.cli.asking import fingerprint
 
@@ -257,8 +272,9 @@ def _settings(question: Question, rule: Rule, model: str, source: Source, split:
         "model": model,
         "weights": fingerprint(model),
         "dataset": source.name,
-        "split": split,
+        "split": source.split,
         "objects": dict(source.objects),
+        "ignore": source.ignore,
         "protocol": question.protocol,
         "clicks": question.count,
         "where": question.where,
@@ -272,48 +288,14 @@ def _settings(question: Question, rule: Rule, model: str, source: Source, split:
     }
 
 
-def _run(folder: Folder, source: Source, trial: Trial, rule: Rule, pictures: int) -> dict[str, str]:
-    """Score what is not scored yet, a line for each case; why the others failed, by case."""
-    from volsam.evaluation.study import Gallery, score_case
-
-    gallery = Gallery(folder.pictures, _draw, pictures)
-    failed: dict[str, str] = {}
-    for number, case in enumerate(source.cases, start=1):
-        place = f"{number}/{len(source.cases)} {case.name}"
-        if folder.has(case.name):
-            say(f"{place}: scored already")
-            continue
-        try:
-            rows = score_case(source.read(case), trial, rule, gallery.show)
-            folder.keep(case.name, rows)
-        except Exception as error:  # one case that cannot be scored must not end the work on the others
-            failed[case.name] = " ".join(explained(error).split())
-            say(f"{place} error: {failed[case.name]}")
-        else:
-            say(f"{place}: {_in_words(rows)}")
-    return failed
-
-
-def _draw(scene: Scene, name: str, played: Played, path: Path) -> None:
-    from volsam.evaluation.pictures import draw
-
-    draw(scene.volume, scene.objects[name], played.mask, path)
-
-
-def _in_words(rows: Sequence[Any]) -> str:
-    shown = [f"{row.object} {row.scores['dice'][-1]:.3f}" for row in rows[:4]]
-    more = f" and {len(rows) - 4} more" if len(rows) > 4 else ""
-    return f"Dice {', '.join(shown)}{more}" if rows else "holds none of the objects"
-
-
 def _written(
     folder: Folder, cases: Sequence[Case], settings: Mapping[str, Any], steps: Sequence[str], failed: Mapping[str, str]
 ) -> Report:
     from volsam.evaluation.report import Report
     from volsam.evaluation.report_page import write
 
-    rows = folder.rows(case.name for case in cases)
-    report = Report(settings, steps, rows, failed, _machine())
+    names = [case.name for case in cases]
+    report = Report(settings, steps, folder.rows(names), failed, _machine(), folder.digests(names))
     write(report, folder.path)
     return report
 
@@ -330,14 +312,16 @@ def _machine() -> str:
 
 def _lines(report: Report) -> Iterable[str]:
     """The means on standard output."""
-    from volsam.evaluation.report import TITLES
+    from math import isnan
+
+    from volsam.evaluation.report import TITLES, interval_of, left_out, number_of
     from volsam.evaluation.rules import DISTANCES
 
     for measure, title in TITLES.items():
         mean = report.mean(measure)
-        if mean.cases:
-            left = f"; {mean.left_out} objects infinite, left out" if mean.left_out else ""
+        if mean.cases or mean.left_out:
             unit = "" if measure not in DISTANCES else " voxels" if report.rule.voxels else " mm"
-            interval = "" if mean.low != mean.low else f" ({mean.low:.3f} to {mean.high:.3f})"
+            value = f"{number_of(mean)}{unit}" if mean.cases else "none finite"
+            interval = "" if isnan(mean.low) else f" ({interval_of(mean)})"
             many = "s" * (mean.cases != 1)
-            yield f"{title:<5} {mean.value:.3f}{unit}{interval}, {mean.cases} case{many}{left}"
+            yield f"{title:<5} {value}{interval}, {mean.cases} case{many}{left_out(mean.left_out)}"

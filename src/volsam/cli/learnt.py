@@ -35,7 +35,7 @@ class Learnt:
         """What a reader must know: a run that is not done, and cases that it has seen, whatever they are called."""
         if self.steps is None:
             yield "the training is not finished: these are its weights so far"
-        digests = [_digest(case) for case in cases]
+        digests = [digest_of(case) for case in cases]
         if learnt := sum(digest in self.training for digest in digests):
             yield f"cases that the model has learnt from: {learnt} of {len(cases)}; their scores flatter it"
         if chosen := sum(digest in self.validation for digest in digests):
@@ -44,11 +44,11 @@ class Learnt:
     def is_of(self, cases: Iterable[Case]) -> bool:
         """Whether these are cases of the dataset that was learnt from."""
         known = self.training | self.validation
-        return any(_digest(case) in known for case in cases)
+        return any(digest_of(case) in known for case in cases)
 
 
-def _digest(case: Case) -> str:
-    """Of a case whose files cannot be read nothing; what is wrong with it is said where it is scored."""
+def digest_of(case: Case) -> str:
+    """What tells the image of a case from others; nothing where it cannot be read, which is said where it is scored."""
     from volsam.data.digests import image_digest
 
     try:

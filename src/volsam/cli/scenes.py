@@ -14,32 +14,52 @@ from volsam.evaluation.protocol import Objects
 from volsam.evaluation.study import Scene
 from volsam.prompts import Box
 
+# What nnU-Net calls the label of voxels whose truth is not known.
+IGNORE = "ignore"
+
 
 @dataclass(frozen=True)
 class Source:
-    """What is evaluated on: a name, the objects that are scored (empty where each case has its own), the cases, and how
-    one is read.
+    """What is evaluated on.
+
+    name: of the dataset; split: which of its cases, in words; objects: those that are scored, empty where each case has
+    its own; declared: all labels of the dataset; cases; read: a case, to what is asked about.
     """
 
     name: str
+    split: str
     objects: Mapping[str, int]
+    declared: Mapping[str, int]
     cases: tuple[Case, ...]
     read: Callable[[Case], Scene]
 
+    @property
+    def of_the_challenge(self) -> bool:
+        """Whether the cases are files of the CVPR 2025 challenge, with boxes on axial slices."""
+        return not self.objects
 
-def source_of(folder: Path, split: str, fold: int, wanted: Sequence[str] | None) -> Source:
-    """The chosen cases of a folder; `wanted` are names of objects, None for all."""
+    @property
+    def ignore(self) -> int | None:
+        """The value of voxels whose truth is not known, nnU-Net's "ignore"."""
+        return self.declared.get(IGNORE)
+
+
+def source_of(folder: Path, split: str | None, fold: int, wanted: Sequence[str] | None) -> Source:
+    """The chosen cases of a folder, of the test part if no split is given; `wanted` are objects, None for all."""
     files = [] if (folder / "dataset.json").is_file() else sorted(folder.glob("*.npz"))
     if files:
+        if split not in (None, "all") or fold:
+            raise BadInput(f"{folder} holds files of the challenge, which have no parts: leave --split and --fold out")
         return _challenge(folder, files, wanted)
-    dataset, cases = chosen_cases(folder, split, fold)
+    dataset, cases = chosen_cases(folder, split or "test", fold)
     values = _chosen(dataset.objects, wanted)
 
     def read(case: Case) -> Scene:
         volume = read_image(case)
-        return Scene(case.name, volume, Objects(read_label(case, volume.grid), values))
+        return Scene(case.name, volume, Objects(read_label(case, volume.grid), values, dataset.labels.get(IGNORE)))
 
-    return Source(dataset.name, values, tuple(cases), read)
+    said = f"{split or 'test'}, fold {fold}" if fold else split or "test"
+    return Source(dataset.name, said, values, dataset.labels, tuple(cases), read)
 
 
 def _chosen(objects: Mapping[str, int], wanted: Sequence[str] | None) -> dict[str, int]:
@@ -75,4 +95,4 @@ def _challenge(folder: Path, files: list[Path], wanted: Sequence[str] | None) ->
     cases = tuple(
         Case(file.stem, (file,), labelled / file.name if (labelled / file.name).is_file() else None) for file in files
     )
-    return Source(folder.resolve().name, {}, cases, read)
+    return Source(folder.resolve().name, "all", {}, {}, cases, read)

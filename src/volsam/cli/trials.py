@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -113,7 +113,10 @@ class Question:
             tight = "the smallest box around the object"
             return tight + (", then clicks on the deepest point of the error" if self.count else "")
         if self.per == "slice":
-            return "clicks at random places of every slice of the object, given together"
+            return (
+                "clicks at random places of every slice of the object, given together; a model of slices answers each "
+                "slice by its own clicks, with the best of its masks"
+            )
         if self.where == "deepest":
             return "the first click on the deepest point of the object, each further one on that of the error"
         if self.where == "fastsam3d":
@@ -122,19 +125,38 @@ class Question:
         return f"clicks drawn {place}, given together, another conversation for each number of them"
 
     def score(self, grid: Grid, rule: Rule) -> Score:
-        """The rule, for the masks of a grid."""
-        across = _across(grid)
+        """The rule, for the masks of a grid; its slices are those of the scan, whatever the model looks at."""
+        across = _across(grid, "auto")
+        # Any answer may turn out to be the best.
+        any_counts = rule.answer == "best"
 
         def score(mask: Mask, target: Mask, far: bool) -> Scores:
-            return rule.score(mask, target, grid.spacing, self.tolerance_mm, far=far, across=across)
+            return rule.score(mask, target, grid.spacing, self.tolerance_mm, far=far or any_counts, across=across)
 
         return score
 
+    def of_the_challenge(self) -> Question:
+        """The same about files of the challenge, whose boxes lie on axial slices."""
+        if self.protocol != "cvpr2025":
+            return self
+        if self.plane not in ("auto", "axial"):
+            raise BadInput(
+                f"--plane {self.plane}: boxes in files of the challenge lie on axial slices: leave --plane out, or "
+                "give --protocol box"
+            )
+        return replace(self, plane="axial")
 
-def automatic_trial(question: Question, rule: Rule, source: AutomaticModel | Path, objects: Mapping[str, int]) -> Trial:
-    """Score a model without prompts, or labels that lie in a folder."""
+
+def automatic_trial(
+    question: Question,
+    rule: Rule,
+    source: AutomaticModel | Path,
+    objects: Mapping[str, int],
+    declared: Mapping[str, int],
+) -> Trial:
+    """Score a model without prompts, or labels that lie in a folder; `declared` are all labels of the dataset."""
     if isinstance(source, Path):
-        find = labels_from(source)
+        find = labels_from(source, declared)
     else:
         find = labels_of(source, objects, question.plane, question.stride)
 
@@ -150,16 +172,18 @@ def prompted_trial(question: Question, rule: Rule, model: Model) -> Trial:
     _require_answers(question, model)
     if question.protocol == "cvpr2025":
         return lambda scene: _challenge(question, rule, model, scene)
-    begin = begin_with(model, question.plane)
+    # Clicks on every slice are there to compare models of slices, which papers ask about each slice alone.
+    started = begin_with(model, question.plane, follow=question.per != "slice")
 
     def trial(scene: Scene) -> Iterator[tuple[str, Played]]:
         grid = scene.volume.grid
         score = question.score(grid, rule)
+        begin = scene.objects.judge(started)
         for name in scene.objects:
             target = scene.objects[name]
             if not target.any():
                 continue
-            if question.protocol == "box":
+            if question.protocol == "box" or question.corrects:
                 yield (
                     name,
                     corrected(
@@ -168,16 +192,14 @@ def prompted_trial(question: Question, rule: Rule, model: Model) -> Trial:
                         target,
                         score,
                         question.count,
-                        box=_box(model, target, grid),
+                        box=_box(question, model, target, grid) if question.protocol == "box" else None,
                         place=_place(question, model, scene.name, name),
+                        counted=rule.counted,
                     ),
                 )
-            elif question.corrects:
-                place = _place(question, model, scene.name, name)
-                yield name, corrected(begin, scene.volume, target, score, question.count, place=place)
             else:
                 asked = _sets(question, target, grid, seed_of(question.seed, scene.name, name))
-                yield name, together(begin, scene.volume, target, score, asked)
+                yield name, together(begin, scene.volume, target, score, asked, rule.counted)
 
     return trial
 
@@ -205,34 +227,40 @@ def _place(question: Question, model: Model, case: str, name: str) -> Place:
 def _sets(question: Question, target: Mask, grid: Grid, seed: int) -> Iterator[PromptSet]:
     for count in question.counts:
         if question.per == "slice":
-            yield PromptSet(clicks_per_slice(target, grid, count, _across(grid), seed))
+            yield PromptSet(clicks_per_slice(target, grid, count, _across(grid, question.plane), seed))
         else:
             yield PromptSet(drawn(target, grid, count, cast(Where, question.where), seed))
 
 
-def _box(model: Model, target: Mask, grid: Grid) -> Box:
-    return box_around(target, grid) if "box" in model.takes else flat_box(target, grid, _across(grid))
+def _box(question: Question, model: Model, target: Mask, grid: Grid) -> Box:
+    if "box" in model.takes:
+        return box_around(target, grid)
+    return flat_box(target, grid, _across(grid, question.plane))
 
 
-def _across(grid: Grid) -> int:
-    """The axis of the scan across its slices: along it voxels are longest; of cubes, that towards the head."""
-    spacing = grid.spacing
-    if spacing.max() > 1.05 * spacing.min():
-        return int(np.argmax(spacing))
-    return int(np.argmax(np.abs(grid.affine[2, :3])))
+def _across(grid: Grid, plane: str) -> int:
+    """The axis of a scan's arrays across the slices of a plane, "auto" being the one in which the scan was taken."""
+    from volsam.inference.slices import AXES, plane_of
+
+    stack = grid.reoriented(AXES[plane_of(grid) if plane == "auto" else plane])
+    one_slice_on = np.linalg.solve(grid.affine, stack.affine)[:3, 0]
+    return int(np.argmax(np.abs(one_slice_on)))
 
 
 def _challenge(question: Question, rule: Rule, model: Model, scene: Scene) -> Iterator[tuple[str, Played]]:
-    present = {name: value for name, value in scene.objects.values_of.items() if scene.objects[name].any()}
-    if not present:
+    from volsam.inference.slices import SliceModel
+
+    objects = scene.objects.present()
+    if not objects:
         return
-    objects = type(scene.objects)(scene.objects.labels, present)
     grid = scene.volume.grid
-    boxes = cvpr2025.middle_boxes(objects, grid) if scene.boxes is None else scene.boxes
+    # A model of slices takes a box on those that it looks at; the challenge has them across the last axis of a file.
+    axis = _across(grid, question.plane) if isinstance(model, SliceModel) else 2
+    boxes = cvpr2025.middle_boxes(objects, grid, axis) if scene.boxes is None else scene.boxes
     if "flat box" not in model.takes:
         boxes = {}
-    begin = begin_all_with(model, question.plane)
-    yield from cvpr2025.play(begin, scene.volume, objects, question.score(grid, rule), boxes or None).items()
+    begin, score = begin_all_with(model, question.plane), question.score(grid, rule)
+    yield from cvpr2025.play(begin, scene.volume, objects, score, boxes or None, rule.counted).items()
 
 
 def _clicks(count: int) -> str:

@@ -28,7 +28,7 @@ from volsam.data.files import one_line, replacing
 from volsam.data.simulate import Mask, bounding_box
 from volsam.errors import BadFile, BadInput
 from volsam.evaluation.placement import click_at, flat_box
-from volsam.evaluation.protocol import Labels, Objects, Played, Score, Step
+from volsam.evaluation.protocol import Answers, Counted, Labels, Objects, Played, Score, Step, last
 from volsam.geometry import Grid
 from volsam.prompts import Box, Click, Prompt, PromptSet
 from volsam.volume import Volume
@@ -48,7 +48,12 @@ BeginAll: TypeAlias = Callable[[Volume, Mapping[str, int]], AskAll]
 
 
 def play(
-    begin: BeginAll, volume: Volume, objects: Objects, score: Score, boxes: Mapping[str, Box] | None
+    begin: BeginAll,
+    volume: Volume,
+    objects: Objects,
+    score: Score,
+    boxes: Mapping[str, Box] | None,
+    counted: Counted = last,
 ) -> dict[str, Played]:
     """Ask for all objects of a case together: a box, then five clicks each, on the error of the answer before.
 
@@ -58,9 +63,10 @@ def play(
         objects: those that the case has.
         score: gives the scores of a mask.
         boxes: one for each object; None for cases without boxes, whose first round then scores 0.
+        counted: which of the answers counts.
     """
     labels: Labels = np.zeros(volume.grid.shape, np.uint8)
-    steps: dict[str, list[Step]] = {name: [] for name in objects}
+    answers = {name: Answers(counted) for name in objects}
     began = perf_counter()
     ask = begin(volume, objects.values_of)
     waited = perf_counter() - began
@@ -68,12 +74,13 @@ def play(
         new = _boxes(boxes, objects) if turn == 0 else _clicks(labels, objects, volume.grid)
         began = perf_counter()
         if turn > 0 or boxes is not None:
-            labels = ask({name: PromptSet(prompts) for name, prompts in new.items()})
+            labels = objects.known(ask({name: PromptSet(prompts) for name, prompts in new.items()}))
         seconds, waited = perf_counter() - began + waited, 0.0
         for name in objects:
-            found = score(labels == objects.values_of[name], objects[name], turn == CLICKS)
-            steps[name].append(Step(found, tuple(new[name]), seconds / len(objects)))
-    return {name: Played(tuple(steps[name]), labels == objects.values_of[name]) for name in objects}
+            mask = labels == objects.values_of[name]
+            found = score(mask, objects[name], turn == CLICKS)
+            answers[name].add(Step(found, tuple(new[name]), seconds / len(objects)), mask)
+    return {name: answer.played for name, answer in answers.items()}
 
 
 def area(values: Sequence[float]) -> float:

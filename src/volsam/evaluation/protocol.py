@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from volsam.prompts import Box, Click, Prompt, PromptSet
 from volsam.volume import Volume
 
 Labels: TypeAlias = NDArray[np.integer[Any]]
+Value = TypeVar("Value", bound=np.generic)
 
 Predict: TypeAlias = Callable[[Volume], Labels]
 """Labels (i, j, k) of a volume, with the values of the dataset."""
@@ -37,6 +38,9 @@ Begin: TypeAlias = Callable[[Volume], Ask]
 Score: TypeAlias = Callable[[Mask, Mask, bool], Scores]
 """Scores a mask against an object; distances are measured only if the last argument says so, for they take long."""
 
+Counted: TypeAlias = Callable[[Sequence[float]], int]
+"""Which of several answers counts, by their Dice: its place."""
+
 Place: TypeAlias = Callable[[Mask, Mask, Grid], Click | None]
 """Where the next click goes, from object and mask; None where there is nothing to correct."""
 
@@ -48,11 +52,15 @@ Start: TypeAlias = Callable[[Volume], Add]
 
 
 class Objects(Mapping[str, Mask]):
-    """The objects of a case by name, each made from the labels when it is asked for: all at once would fill memory."""
+    """The objects of a case by name, each made from the labels when it is asked for: all at once would fill memory.
 
-    def __init__(self, labels: Labels, values: Mapping[str, int]) -> None:
+    labels: (i, j, k); values: of the objects; ignore: of voxels whose truth is not known, None where there are none.
+    """
+
+    def __init__(self, labels: Labels, values: Mapping[str, int], ignore: int | None = None) -> None:
         self.labels = labels
         self.values_of = dict(values)
+        self.ignore = ignore
 
     def __getitem__(self, name: str) -> Mask:
         found: Mask = self.labels == self.values_of[name]
@@ -63,6 +71,28 @@ class Objects(Mapping[str, Mask]):
 
     def __len__(self) -> int:
         return len(self.values_of)
+
+    def present(self) -> Objects:
+        """Those that the case has."""
+        values = {name: value for name, value in self.values_of.items() if self[name].any()}
+        return Objects(self.labels, values, self.ignore)
+
+    def known(self, answer: NDArray[Value]) -> NDArray[Value]:
+        """An answer (i, j, k), mask or labels, with nothing where the truth is not known: neither right nor wrong."""
+        if self.ignore is None:
+            return answer
+        known = answer.copy()
+        known[self.labels == self.ignore] = 0
+        return known
+
+    def judge(self, begin: Begin) -> Begin:
+        """The same model, of whose masks only the known part is looked at."""
+
+        def begun(volume: Volume) -> Ask:
+            ask = begin(volume)
+            return lambda prompts: self.known(ask(prompts))
+
+        return begun
 
 
 @dataclass(frozen=True)
@@ -76,10 +106,35 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Played:
-    """All answers about one object, and the mask (i, j, k) of the last."""
+    """All answers about one object, and the mask (i, j, k) of the one that counts."""
 
     steps: tuple[Step, ...]
     mask: Mask
+
+
+def last(dice: Sequence[float]) -> int:
+    """The last answer counts."""
+    return len(dice) - 1
+
+
+class Answers:
+    """Answers about one object as they come; of their masks only that of the one that counts is kept."""
+
+    def __init__(self, counted: Counted) -> None:
+        self.steps: list[Step] = []
+        self._counted = counted
+        self._mask: Mask = np.zeros((0, 0, 0), bool)
+
+    def add(self, step: Step, mask: Mask) -> None:
+        """One more answer, and its mask (i, j, k)."""
+        self.steps.append(step)
+        if self._counted([step.scores.dice for step in self.steps]) == len(self.steps) - 1:
+            self._mask = mask
+
+    @property
+    def played(self) -> Played:
+        """All that came."""
+        return Played(tuple(self.steps), self._mask)
 
 
 def automatic(predict: Predict, volume: Volume, objects: Objects, score: Score) -> Iterator[tuple[str, Played]]:
@@ -89,23 +144,30 @@ def automatic(predict: Predict, volume: Volume, objects: Objects, score: Score) 
     seconds = perf_counter() - began
     if labels.shape != objects.labels.shape:
         raise BadInput(f"labels of shape {labels.shape} do not lie on the grid of {volume.name}, {volume.grid!r}")
+    labels = objects.known(labels)
     for name, value in objects.values_of.items():
         mask = labels == value
         yield name, Played((Step(score(mask, objects[name], True), (), seconds),), mask)
 
 
-def together(begin: Begin, volume: Volume, target: Mask, score: Score, asked: Iterable[PromptSet]) -> Played:
-    """Score several sets of prompts, each in a conversation of its own."""
+def together(
+    begin: Begin,
+    volume: Volume,
+    target: Mask,
+    score: Score,
+    asked: Iterable[PromptSet],
+    counted: Counted = last,
+) -> Played:
+    """Score several sets of prompts, each in a conversation of its own; of their answers one counts."""
     _require_on_grid(target, volume)
     sets = list(asked)
-    steps = []
-    mask: Mask = np.zeros(0, bool)
+    answers = Answers(counted)
     for prompts in sets:
         began = perf_counter()
         mask = begin(volume)(prompts)
         seconds = perf_counter() - began
-        steps.append(Step(score(mask, target, prompts is sets[-1]), tuple(prompts), seconds))
-    return Played(tuple(steps), mask)
+        answers.add(Step(score(mask, target, prompts is sets[-1]), tuple(prompts), seconds), mask)
+    return answers.played
 
 
 def corrected(
@@ -117,6 +179,7 @@ def corrected(
     *,
     box: Box | None = None,
     place: Place = next_click,
+    counted: Counted = last,
 ) -> Played:
     """Score a box, if one is given, and `clicks` clicks that each correct the worst error of the answer before.
 
@@ -130,27 +193,29 @@ def corrected(
         clicks: how many.
         box: is given before all clicks.
         place: where clicks go; the deepest point of the error, unless something else is wanted.
+        counted: which of the answers counts.
     """
     target = _require_on_grid(target, volume)
     count = clicks + (box is not None)
     prompt: Prompt | None = place(target, np.zeros_like(target), volume.grid) if box is None else box
     if prompt is None:
         raise BadInput("the object holds no voxel, so there is nothing to click on")
-    steps: list[Step] = []
+    answers = Answers(counted)
     mask = np.zeros_like(target)
     began = perf_counter()
     ask = begin(volume)
-    while len(steps) < count:
+    while (given := len(answers.steps)) < count:
         if prompt is None:
-            last = Step(score(mask, target, True), (), 0.0)
-            steps += [last] * (count - len(steps))
+            same = Step(score(mask, target, True), (), 0.0)
+            for _ in range(count - given):
+                answers.add(same, mask)
             break
         mask = ask(PromptSet([prompt]))
         seconds = perf_counter() - began
-        steps.append(Step(score(mask, target, len(steps) + 1 == count), (prompt,), seconds))
-        prompt = place(target, mask, volume.grid) if len(steps) < count else None
+        answers.add(Step(score(mask, target, given + 1 == count), (prompt,), seconds), mask)
+        prompt = place(target, mask, volume.grid) if given + 1 < count else None
         began = perf_counter()
-    return Played(tuple(steps), mask)
+    return answers.played
 
 
 def positive_only(target: Mask, mask: Mask, grid: Grid) -> Click | None:

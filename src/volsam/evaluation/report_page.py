@@ -12,9 +12,21 @@ from volsam.data.files import replacing, write_json
 from volsam.evaluation import figures, page
 from volsam.evaluation.cvpr2025 import TIME_LIMIT
 from volsam.evaluation.page import Block, Drawing, Heading, Picture, Points, Table, Text
-from volsam.evaluation.report import TITLES, Report, as_csv, as_data, as_in_the_challenge, challenge
+from volsam.evaluation.report import (
+    TITLES,
+    Report,
+    about_rare,
+    as_csv,
+    as_data,
+    as_in_the_challenge,
+    challenge,
+    in_words,
+    interval_of,
+    number_of,
+    slow,
+)
 from volsam.evaluation.rules import DISTANCES, MEASURES, Rule
-from volsam.evaluation.statistics import DRAWS, Mean, mean_of, values_of
+from volsam.evaluation.statistics import DRAWS, mean_of, values_of
 from volsam.evaluation.study import Row
 
 # An object is taken for found once it reaches this.
@@ -48,20 +60,25 @@ def blocks_of(report: Report, folder: Path) -> Iterator[Block]:
     yield Table(
         ["measure", "mean", "95 % interval", "cases", "infinite, left out"],
         [
-            [_title(measure, rule), _number(mean), _interval(mean), str(mean.cases), str(mean.left_out)]
+            [_title(measure, rule), number_of(mean), interval_of(mean), str(mean.cases), str(mean.left_out)]
             for measure in MEASURES
             if (mean := report.mean(measure)).cases or mean.left_out
         ],
     )
+    if len(_cases(report)) == 1:
+        yield Text("One case, no interval.")
+    elif report.rare:
+        yield Text(about_rare(report.rare))
     if as_in_the_challenge(report):
         yield from _challenge_blocks(report)
     yield Heading("By object")
-    shown = [measure for measure in ("dice", "iou", "nsd", "hd95", "assd") if report.mean(measure).cases]
+    means = {measure: report.mean(measure) for measure in ("dice", "iou", "nsd", "hd95", "assd")}
+    shown = [measure for measure, mean in means.items() if mean.cases or mean.left_out]
     yield Table(
         ["object", "cases", *(_title(measure, rule) for measure in shown)],
         [
             [name, str(report.mean("dice", name=name).cases)]
-            + [_with_interval(report.mean(measure, name=name)) for measure in shown]
+            + [in_words(report.mean(measure, name=name)) for measure in shown]
             for name in report.objects
         ],
     )
@@ -81,8 +98,7 @@ def blocks_of(report: Report, folder: Path) -> Iterator[Block]:
 def _introduction(report: Report) -> Iterator[str]:
     settings, rule = report.settings, report.rule
     yield f"Model: {settings['model']}" + (f", weights {settings['weights']}" if settings.get("weights") else "")
-    cases = len(dict.fromkeys(row.case for row in report.rows))
-    yield f"Cases: {cases} scored, {len(report.failed)} failed; split {settings['split']}"
+    yield f"Cases: {len(_cases(report))} scored, {len(report.failed)} failed; split {settings['split']}"
     if settings.get("trained_on") is not None:
         steps = f", {settings['steps']:,} steps" if settings.get("steps") else ""
         yield f"Learnt from: {settings['trained_on']} case{'s' * (settings['trained_on'] != 1)}{steps}"
@@ -93,8 +109,10 @@ def _introduction(report: Report) -> Iterator[str]:
     if report.answer:
         yield f"Scores are those of {report.answer}, unless another is named"
     yield "Empty masks: " + _empty_policy(rule)
+    if settings.get("ignore") is not None:
+        yield f'Voxels labelled {settings["ignore"]}, "ignore", are neither right nor wrong, and get no clicks'
     taken = "the objects of a case, then cases" if rule.mean == "case" else "the cases of an object, then objects"
-    yield f"Means are taken over {taken}; intervals hold 95 of 100 means of {DRAWS} draws of cases with replacement"
+    yield f"Means are taken over {taken}; intervals hold 95 of 100 means of {DRAWS} draws of weights for the cases"
     if report.machine:
         yield f"Machine: {report.machine}"
     if not figures.available():
@@ -104,18 +122,25 @@ def _introduction(report: Report) -> Iterator[str]:
 def _empty_policy(rule: Rule) -> str:
     both = "do not count" if isnan(rule.both_empty) else f"score {rule.both_empty:g}"
     missed = "is infinite and left out of means, with the number of such cases" if np.isinf(rule.missed) else "is 0"
+    if rule.present_only:
+        return f"an object that a case lacks does not count; of an empty mask overlaps are 0 and the distance {missed}"
     return f"mask and object both empty {both}; where one of them is, overlaps are 0 and the distance {missed}"
+
+
+def _cases(report: Report) -> list[str]:
+    return list(dict.fromkeys(row.case for row in report.rows))
 
 
 def _challenge_blocks(report: Report) -> Iterator[Block]:
     found = challenge(report)
-    over = found.pop("over_time")
+    del found["over_time"]
     yield Heading("Figures of the challenge")
     yield Table(list(found), [[f"{value:.4f}" for value in found.values()]])
-    yield Text(
-        f"{over:.0f} cases took longer than {TIME_LIMIT:g} s for each class; the challenge scores such cases 0, here "
-        "they keep their scores, since the machine is another."
-    )
+    if over := slow(report):
+        yield Text(
+            f"Longer than {TIME_LIMIT:g} s for each class took {', '.join(over)}; the challenge scores such a case 0, "
+            "here it keeps its scores, since the machine is another."
+        )
 
 
 def _size_blocks(report: Report) -> Iterator[Block]:
@@ -130,7 +155,7 @@ def _size_blocks(report: Report) -> Iterator[Block]:
         ["objects", "voxels", "number", *(_title(measure, report.rule) for measure in shown)],
         [
             [name, f"{third[0].voxels:,} to {third[-1].voxels:,}", str(len(third))]
-            + [_with_interval(mean_of(values_of(third, report.rule, measure), report.rule)) for measure in shown]
+            + [in_words(mean_of(values_of(third, report.rule, measure), report.rule)) for measure in shown]
             for name, third in zip(("small", "middle", "large"), thirds, strict=True)
         ],
     )
@@ -138,12 +163,13 @@ def _size_blocks(report: Report) -> Iterator[Block]:
 
 def _step_blocks(report: Report) -> Iterator[Block]:
     yield Heading("Answer by answer")
+    yield Text(f"Scores are those of {report.by_step}.")
     seconds = np.array([row.seconds for row in report.rows])
     rows = []
     for step, name in enumerate(report.steps):
         spent = seconds[:, step][seconds[:, step] > 0]
         times = [f"{np.median(spent):.2f}", f"{np.percentile(spent, 95):.2f}"] if spent.size else ["-", "-"]
-        scores = [_with_interval(_at(report, measure, step)) for measure in ("dice", "nsd")]
+        scores = [in_words(report.mean(measure, step)) for measure in ("dice", "nsd")]
         rows.append([name, *scores, *times])
     yield Table(["answer", "Dice", _title("nsd", report.rule), "median s", "95th percentile s"], rows)
     reached = [_first_good(row) for row in report.rows]
@@ -153,19 +179,22 @@ def _step_blocks(report: Report) -> Iterator[Block]:
     if figures.available():
         places = list(range(len(report.steps)))
         for measure in ("dice", "nsd"):
-            means = [_at(report, measure, step) for step in places]
-            singles = [row.scores[measure] for row in report.rows[:200]]
+            means = [report.mean(measure, step) for step in places]
+            singles = [
+                [row.scores[measure][row.counted(report.rule, step)] for step in places] for row in report.rows[:200]
+            ]
             title = TITLES[measure]
             line = figures.Line(title, places, means, singles)
             yield Drawing(
                 figures.curves([line], "answer", title, list(report.steps)),
-                f"{title} after each answer: the mean with its 95 % interval, and every object as a thin line.",
+                f"{title} of {report.by_step}: the mean with its 95 % interval, and every object as a thin line.",
             )
 
 
 def _worst_blocks(report: Report, folder: Path) -> Iterator[Block]:
-    rows = [row for row in report.rows if row.voxels and not isnan(row.scores["dice"][-1])]
-    worst = sorted(rows, key=lambda row: row.scores["dice"][-1])[:10]
+    known = [(row, row.counted(report.rule)) for row in report.rows if row.voxels]
+    known = [(row, counted) for row, counted in known if not isnan(row.scores["dice"][counted])]
+    worst = sorted(known, key=lambda pair: pair[0].scores["dice"][pair[1]])[:10]
     if not worst:
         return
     yield Heading("The worst objects")
@@ -173,19 +202,13 @@ def _worst_blocks(report: Report, folder: Path) -> Iterator[Block]:
         ["case", "object", "voxels", "Dice", "NSD", "HD95"],
         [
             [row.case, row.object, f"{row.voxels:,}"]
-            + [_cell(row.scores[measure][-1], measure) for measure in ("dice", "nsd", "hd95")]
-            for row in worst
+            + [_cell(row.scores[measure][counted], measure) for measure in ("dice", "nsd", "hd95")]
+            for row, counted in worst
         ],
     )
     for file in sorted((folder / "pictures").glob("*.png")):
         score, _, name = file.stem.partition(" ")
         yield Picture(file, f"{name}: Dice {int(score) / 1000:.3f}. Green: right, blue: missed, red: wrong.")
-
-
-def _at(report: Report, measure: str, step: int) -> Mean:
-    """The mean of one answer alone, whatever the rule would choose of several."""
-    values = [(row.case, row.object, row.scores[measure][step]) for row in report.rows]
-    return mean_of(values, report.rule)
 
 
 def _counted(report: Report, measure: str, name: str) -> list[float]:
@@ -200,20 +223,6 @@ def _first_good(row: Row) -> int | None:
 def _title(measure: str, rule: Rule) -> str:
     unit = (", voxels" if rule.voxels else ", mm") if measure in DISTANCES else ""
     return f"{TITLES[measure]}{unit}"
-
-
-def _number(mean: Mean) -> str:
-    return "-" if isnan(mean.value) else f"{mean.value:.3f}"
-
-
-def _interval(mean: Mean) -> str:
-    return "-" if isnan(mean.low) else f"{mean.low:.3f} to {mean.high:.3f}"
-
-
-def _with_interval(mean: Mean) -> str:
-    if isnan(mean.low):
-        return _number(mean)
-    return f"{mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
 
 
 def _cell(value: float, measure: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import inf, nan
+from math import inf, isnan, nan
 from typing import Literal
 
 import numpy as np
@@ -44,6 +44,10 @@ class Scores:
         return asdict(self)
 
 
+NOTHING = Scores(nan, nan, nan)
+"""Of what does not count."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """How masks are scored and means are taken.
@@ -51,11 +55,12 @@ class Rule:
     name: what a user types; source: where the rule comes from; summary: what is odd about it, in a sentence;
     tolerance_mm: of the surface score, unless the user gives another; smooth: added to both sides of Dice's fraction;
     both_empty: what Dice, IoU and NSD are where mask and object are empty, nan for "does not count";
-    missed: the distance where one of them is empty; voxels: distances in voxels instead of mm; pooled: the percentile
-    of all distances together, as MedPy has it; edge: slices are brought to so many pixels along both sides first;
-    window: only so many voxels along each axis around the object are looked at; least_dice: where the mean Dice of a
-    case is not above it, its surface scores are 0; answer: which of several answers counts; mean: what every mean is
-    first taken over.
+    present_only: whether an object that a case lacks does not count, whatever the mask; missed: the distance where one
+    of them is empty; voxels: distances in voxels instead of mm; pooled: the percentile of all distances together, as
+    MedPy has it; edge: slices are brought to so many pixels along both sides first; window: only so many voxels along
+    each axis around the object are looked at; least_dice: where the mean Dice of a case is not above it, its surface
+    scores are 0; answer: which of several answers counts, the best being that of the highest Dice; mean: what every
+    mean is first taken over.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Rule:
     tolerance_mm: float = 2.0
     smooth: float = 0.0
     both_empty: float = 1.0
+    present_only: bool = False
     missed: float = inf
     voxels: bool = False
     pooled: bool = False
@@ -106,7 +112,11 @@ class Rule:
             mask, target = _sized(mask, self.edge), _sized(target, self.edge)
         filled = bool(mask.any()), bool(target.any())
         tolerance = self.tolerance_mm if tolerance_mm is None else tolerance_mm
+        if self.present_only and not target.any():
+            return NOTHING
         if not any(filled):
+            if isnan(self.both_empty):
+                return NOTHING
             far_away = 0.0 if far else nan
             return Scores(self.both_empty, self.both_empty, self.both_empty, far_away, far_away, far_away)
         overlap = dice(mask, target, self.smooth)
@@ -119,14 +129,11 @@ class Rule:
         far95 = found.hd95_pooled if self.pooled else found.hd95
         return Scores(overlap, iou(mask, target), surface, found.hd, far95, found.assd)
 
-    def counted(self, values: Sequence[float], measure: str) -> float:
-        """The one of several answers' values that counts; nan where none does."""
-        known = [value for value in values if not np.isnan(value)]
-        if not known:
-            return nan
-        if self.answer == "last" or measure in DISTANCES:
-            return values[-1]
-        return max(known)
+    def counted(self, dice: Sequence[float]) -> int:
+        """Which of several answers about an object counts, by their Dice: its place, the first of equal ones."""
+        if self.answer == "last" or np.isnan(dice).all():
+            return len(dice) - 1
+        return int(np.nanargmax(dice))
 
 
 rules: Registry[Rule] = Registry("rule")
@@ -181,7 +188,9 @@ rules.add(
     Rule(
         "cvpr2025",
         "CVPR 2025 challenge on interactive 3D segmentation",
-        "NSD at 2 mm, 0 where the mean Dice of a case is 0.2 or less; means over the classes of a case first",
+        "NSD at 2 mm, 0 where the mean Dice of a case is 0.2 or less; means over the classes of a case first; classes "
+        "that a case lacks do not count",
+        present_only=True,
         least_dice=0.2,
         mean="case",
     ),

@@ -1,13 +1,16 @@
 """How sure a mean is, and whether one method is better than another: bootstrap over cases, and paired tests.
 
-Objects of one case go together: they share a scan, so what is drawn anew is always whole cases.
+The bootstrap is the Bayesian one (Rubin 1981, "The Bayesian bootstrap", Ann. Statist. 9): a draw gives every case a
+weight, from Dirichlet(1, ..., 1). Objects of one case go together, since they share a scan. No weight is 0, so that
+every object is in every draw; draws of cases with replacement lose objects that few cases have, and the mean of such a
+draw is one of other structures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan, nan
+from math import isinf, isnan, nan
 from typing import TypeAlias
 
 import numpy as np
@@ -25,7 +28,7 @@ Values: TypeAlias = Sequence[tuple[str, str, float]]
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean with the interval in which it lies in 95 of 100 draws of the cases; `left_out` values were not finite."""
+    """A mean and the interval in which it lies in 95 of 100 draws, nan for one case; `left_out` values are infinite."""
 
     value: float
     low: float
@@ -36,68 +39,78 @@ class Mean:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two methods on the same cases: the mean difference (second minus first) with its interval, and how probable one
-    as large would be by chance, by Wilcoxon's signed ranks over the cases' means; nan where the two never differ.
+    """Two methods on the same objects: as the rule takes means, and by the means of cases.
+
+    first, second: their means; difference: second minus first, with the interval `low` to `high`, nan for one case;
+    cases: how many have objects in common; left_out: objects of which one value or both were infinite.
+
+    difference_by_case: the mean over cases of the difference of their means, to which belong `p`, how probable
+    differences as large would be by chance (Wilcoxon's signed ranks, nan where the two never differ), and `wins` and
+    `losses`, the cases in which the second is better and worse.
     """
 
-    first: float
-    second: float
-    difference: float
-    low: float
-    high: float
-    p: float
-    cases: int
-    wins: int
-    losses: int
+    first: float = nan
+    second: float = nan
+    difference: float = nan
+    low: float = nan
+    high: float = nan
+    cases: int = 0
+    left_out: int = 0
+    difference_by_case: float = nan
+    p: float = nan
+    wins: int = 0
+    losses: int = 0
 
 
 def values_of(rows: Sequence[Row], rule: Rule, measure: str, step: int | None = None) -> Values:
-    """The value of every object at an answer, or the one that counts by the rule where no answer is named."""
-    return [
-        (
-            row.case,
-            row.object,
-            rule.counted(row.scores[measure] if step is None else row.scores[measure][: step + 1], measure),
-        )
-        for row in rows
-    ]
+    """The value of every object in the answer that counts by the rule: of all answers, or of those up to `step`."""
+    return [(row.case, row.object, row.scores[measure][row.counted(rule, step)]) for row in rows]
 
 
 def mean_of(values: Values, rule: Rule, draws: int = DRAWS) -> Mean:
     """The mean as the rule takes it, over what is finite, with an interval."""
     finite = [item for item in values if np.isfinite(item[2])]
+    left_out = sum(isinf(value) for _, _, value in values)
     if not finite:
-        return Mean(nan, nan, nan, 0, sum(not isnan(value) for _, _, value in values))
+        return Mean(nan, nan, nan, 0, left_out)
     table = _table(finite)
-    sampled = _means(table[_draws(len(table), draws)], rule)
-    low, high = np.nanpercentile(sampled, (2.5, 97.5)) if len(table) > 1 else (nan, nan)
-    left_out = sum(bool(np.isinf(value)) for _, _, value in values)
-    return Mean(float(_means(table[None], rule)[0]), float(low), float(high), len(table), left_out)
+    return Mean(_mean(table, rule), *_interval(table, rule, draws), len(table), left_out)
 
 
-def paired(first: Values, second: Values, rule: Rule, draws: int = DRAWS) -> Paired:
+def paired(first: Values, second: Values, rule: Rule, *, less_is_better: bool = False, draws: int = DRAWS) -> Paired:
     """Compare two methods on the objects that both have a finite value for."""
-    ours = {(case, name): value for case, name, value in second if np.isfinite(value)}
-    common = [item for item in first if (item[0], item[1]) in ours and np.isfinite(item[2])]
-    if not common:
-        return Paired(nan, nan, nan, nan, nan, nan, 0, 0, 0)
-    before = _table(common)
-    after = _table([(case, name, ours[case, name]) for case, name, _ in common])
-    chosen = _draws(len(before), draws)
-    sampled = _means(after[chosen], rule) - _means(before[chosen], rule)
-    low, high = np.nanpercentile(sampled, (2.5, 97.5)) if len(before) > 1 else (nan, nan)
-    by_case = np.nanmean(after, axis=1) - np.nanmean(before, axis=1)
-    means = float(_means(before[None], rule)[0]), float(_means(after[None], rule)[0])
+    (before, after), left_out = common([first, second])
+    if not before:
+        return Paired(left_out=left_out)
+    tables = _table(before), _table(after)
+    change = tables[1] - tables[0]
+    low, high = _interval(change, rule, draws)
+    means = [_mean(table, rule) for table in tables]
+    by_case = np.nanmean(change, axis=1)
+    better, worse = (by_case < 0, by_case > 0) if less_is_better else (by_case > 0, by_case < 0)
     return Paired(
-        *means,
-        means[1] - means[0],
-        float(low),
-        float(high),
-        wilcoxon(by_case),
-        len(before),
-        int(np.count_nonzero(by_case > 0)),
-        int(np.count_nonzero(by_case < 0)),
+        first=means[0],
+        second=means[1],
+        difference=means[1] - means[0],
+        low=low,
+        high=high,
+        cases=len(change),
+        left_out=left_out,
+        difference_by_case=float(by_case.mean()),
+        p=wilcoxon(by_case),
+        wins=int(np.count_nonzero(better)),
+        losses=int(np.count_nonzero(worse)),
     )
+
+
+def common(methods: Sequence[Values]) -> tuple[list[Values], int]:
+    """Of several methods the values of those objects that all have a finite one for, in one order; and how many objects
+    have a value in all, of which one is infinite.
+    """
+    tables = [{(case, name): value for case, name, value in values if not isnan(value)} for values in methods]
+    shared = [key for key in tables[0] if all(key in table for table in tables)]
+    finite = [key for key in shared if all(np.isfinite(table[key]) for table in tables)]
+    return [[(*key, table[key]) for key in finite] for table in tables], len(shared) - len(finite)
 
 
 def wilcoxon(differences: NDArray[np.float64]) -> float:
@@ -129,18 +142,27 @@ def _table(values: Values) -> NDArray[np.float64]:
     return table
 
 
-def _draws(cases: int, draws: int) -> NDArray[np.int64]:
-    """Which cases each draw holds (draws, cases)."""
-    return np.random.default_rng(SEED).integers(cases, size=(draws, cases))
+def _mean(table: NDArray[np.float64], rule: Rule) -> float:
+    return float(_means(table, np.full((1, len(table)), 1 / len(table)), rule)[0])
 
 
-def _means(tables: NDArray[np.float64], rule: Rule) -> NDArray[np.float64]:
-    """The mean of tables (n, cases, objects): over cases and then objects, or over objects and then cases."""
-    inner, outer = (1, 1) if rule.mean == "object" else (2, 1)
-    known = ~np.isnan(tables)
-    counts = known.sum(axis=inner)
-    sums = np.where(known, tables, 0.0).sum(axis=inner)
-    means = np.divide(sums, counts, out=np.full(sums.shape, nan), where=counts > 0)
-    held = ~np.isnan(means)
-    total = held.sum(axis=outer)
-    return np.divide(np.where(held, means, 0.0).sum(axis=outer), total, out=np.full(len(means), nan), where=total > 0)
+def _interval(table: NDArray[np.float64], rule: Rule, draws: int) -> tuple[float, float]:
+    """In which 95 of 100 means lie; nan for one case, whose weight is the same in every draw."""
+    if len(table) < 2:
+        return nan, nan
+    weights = np.random.default_rng(SEED).dirichlet(np.ones(len(table)), size=draws)
+    low, high = np.percentile(_means(table, weights, rule), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _means(table: NDArray[np.float64], weights: NDArray[np.float64], rule: Rule) -> NDArray[np.float64]:
+    """The means (n,) of a table (cases, objects) by n weightings (n, cases), each of sum 1.
+
+    Over the cases that have an object and then over objects, or over the objects of a case and then over cases; every
+    case and every object has a value somewhere in the table.
+    """
+    known = ~np.isnan(table)
+    filled = np.where(known, table, 0.0)
+    if rule.mean == "case":
+        return np.asarray(weights @ (filled.sum(axis=1) / known.sum(axis=1)))
+    return np.asarray(((weights @ filled) / (weights @ known.astype(np.float64))).mean(axis=1))

@@ -2,7 +2,7 @@
 stopped, and one case that fails does not end the others.
 
     REPORT/settings.json      what was asked; another question is refused in the same folder
-    REPORT/cases/CASE.json    the rows of one case
+    REPORT/cases/CASE.json    the rows of one case, and digests of the files that they come from
     REPORT/pictures/          the worst objects so far
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import inf, isnan, nan
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ import numpy as np
 from volsam.data.files import read_json, replacing, write_json
 from volsam.errors import BadInput
 from volsam.evaluation.protocol import Objects, Played
-from volsam.evaluation.rules import DISTANCES, MEASURES, Rule
+from volsam.evaluation.rules import DISTANCES, MEASURES, STANDARD, Rule
 from volsam.prompts import Box, MaskHint, to_record
 from volsam.volume import Volume
 
@@ -41,6 +41,11 @@ class Row:
     seconds: list[float]
     prompts: list[list[dict[str, Any]]] = field(default_factory=list)
 
+    def counted(self, rule: Rule, step: int | None = None) -> int:
+        """The place of the answer that counts by a rule: of all answers, or of those up to `step`."""
+        dice = self.scores["dice"]
+        return rule.counted(dice if step is None else dice[: step + 1])
+
 
 @dataclass(frozen=True, eq=False)
 class Scene:
@@ -58,13 +63,13 @@ Trial: TypeAlias = Callable[[Scene], Iterable[tuple[str, Played]]]
 """Asks a model about all objects of a case; gives the answers object by object."""
 
 Draw: TypeAlias = Callable[[Scene, str, Played, Path], None]
-"""Draws an object and its last mask into a file."""
+"""Draws an object and its mask that counts into a file."""
 
 
 def score_case(
     scene: Scene, trial: Trial, rule: Rule, kept: Callable[[Scene, Row, Played], None] | None = None
 ) -> list[Row]:
-    """The rows of a case. `kept` is shown every row together with the last mask, which is gone afterwards."""
+    """The rows of a case. `kept` is shown every row together with the mask that counts, which is gone afterwards."""
     rows = []
     for name, played in trial(scene):
         row = row_of(scene.name, name, scene.objects[name], played)
@@ -86,16 +91,23 @@ def row_of(case: str, name: str, target: np.ndarray, played: Played) -> Row:
 
 def settled(rows: Sequence[Row], rule: Rule) -> list[Row]:
     """Apply what a rule says of a whole case: where its mean Dice is too low, its surface scores are 0."""
-    if rule.least_dice is None or not rows:
+    if rule.least_dice is None:
         return list(rows)
-    low = np.mean([row.scores["dice"] for row in rows], axis=0) <= rule.least_dice
+    # Whether an object counts does not depend on the answer.
+    held = [row.scores["dice"] for row in rows if not isnan(row.scores["dice"][0])]
+    if not held:
+        return list(rows)
+    low = np.mean(held, axis=0) <= rule.least_dice
     return [
-        Row(
-            **asdict(row)
-            | {"scores": row.scores | {"nsd": np.where(low, 0.0, row.scores["nsd"]).astype(float).tolist()}}
+        replace(
+            row, scores=row.scores | {"nsd": [_surface(*pair) for pair in zip(row.scores["nsd"], low, strict=True)]}
         )
         for row in rows
     ]
+
+
+def _surface(value: float, low: bool) -> float:
+    return 0.0 if low and not isnan(value) else value
 
 
 def seed_of(*names: object) -> int:
@@ -138,9 +150,22 @@ class Folder:
         """Whether a case is done."""
         return self._file(case).is_file()
 
-    def keep(self, case: str, rows: Sequence[Row]) -> None:
-        """Write the rows of a case."""
-        write_json(self._file(case), {"case": case, "rows": [as_record(row) for row in rows]})
+    def keep(self, case: str, rows: Sequence[Row], digests: Mapping[str, str] | None = None) -> None:
+        """Write the rows of a case, with digests of the files that were scored, by what they hold."""
+        records = [as_record(row) for row in rows]
+        write_json(self._file(case), {"case": case, "digests": dict(digests or {}), "rows": records})
+
+    def forget(self, case: str) -> None:
+        """Remove what is known of a case, also its pictures."""
+        names = {_picture(row) for row in self.rows([case])}
+        for file in self.pictures.glob("*.png"):
+            if file.stem.partition(" ")[2] in names:
+                file.unlink()
+        self._file(case).unlink(missing_ok=True)
+
+    def digests(self, cases: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Of the cases that are done, digests of the files that were scored, empty where they are not known."""
+        return {case: read_json(self._file(case)).get("digests", {}) for case in cases if self.has(case)}
 
     def rows(self, cases: Iterable[str]) -> list[Row]:
         """The rows of those of the cases that are done."""
@@ -155,20 +180,21 @@ class Folder:
 
 
 class Gallery:
-    """Pictures of the worst objects: as many as asked for, the best of them leaving when a worse one comes."""
+    """Pictures of the worst objects by a rule: as many as asked for, the best of them leaving as a worse one comes."""
 
-    def __init__(self, folder: Path, draw: Draw, most: int) -> None:
+    def __init__(self, folder: Path, draw: Draw, most: int, rule: Rule = STANDARD) -> None:
         self.folder = folder
         self.draw = draw
         self.most = most
+        self.rule = rule
 
     def show(self, scene: Scene, row: Row, played: Played) -> None:
         """Draw an object if it is among the worst so far. The file's name begins with its Dice in thousandths."""
-        score = row.scores["dice"][-1]
+        score = row.scores["dice"][row.counted(self.rule)]
         if self.most == 0 or isnan(score) or row.voxels == 0:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"{round(1000 * score):04d} {row.case} {row.object}".replace("/", "_")
+        name = f"{round(1000 * score):04d} {_picture(row)}"
         there = sorted(self.folder.glob("*.png"))
         if len(there) >= self.most and there[-1].stem <= name:
             return
@@ -176,6 +202,10 @@ class Gallery:
             self.draw(scene, row.object, played, unfinished)
         for file in sorted(self.folder.glob("*.png"))[self.most :]:
             file.unlink()
+
+
+def _picture(row: Row) -> str:
+    return f"{row.case} {row.object}".replace("/", "_")
 
 
 # --- plain data ------------------------------------------------------------------------------------------------------
