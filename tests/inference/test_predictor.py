@@ -158,6 +158,20 @@ def test_a_click_outside_after_a_box_does_not_leave_the_object_without_a_click_i
     assert tuple(voxel) != tuple(wrong), "and not where it is wrong"
 
 
+def test_what_a_box_alone_is_worth_is_asked_with_a_click_in_its_mask(a_predictor, a_model, a_bowl, monkeypatch):
+    box = Box(a_bowl.at((4, 6, 6)), a_bowl.at((24, 26, 26)))
+    answers = []
+    monkeypatch.setattr(a_model, "_expectation", lambda mask: 0.9 if len(a_model.asked[-1].points) else 0.1)
+    asked = told(a_model, monkeypatch, lambda: answers.append(a_predictor(PromptSet([box]))))
+    assert [signs for signs, _ in asked][-1] == [True]
+    assert answers[0].quality == 0.9
+    inside = np.round(answers[0].low_res_grid.to_voxels(answers[0].roi.to_world(asked[-1][1][0]))).astype(int)
+    assert answers[0].decoded.low_res[tuple(inside)] > 0
+    before = len(a_model.asked)
+    a_predictor(PromptSet([a_bowl.click("stone")]))
+    assert all(len(prompts.points) == 1 for prompts in a_model.asked[before:]), "clicks are enough by themselves"
+
+
 def test_a_box_and_clicks_inside_are_told_as_they_are(a_predictor, a_model, a_bowl, monkeypatch):
     box = Box(a_bowl.at((4, 6, 6)), a_bowl.at((24, 26, 26)))
     clicks = [a_bowl.click("stone", positive=False), a_bowl.click("flesh")]

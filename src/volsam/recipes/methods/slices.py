@@ -47,7 +47,7 @@ class SliceConfig(TrainConfig, frozen=True):
 
 
 class AutoSamConfig(SliceConfig, frozen=True):
-    """Settings of AutoSAM; rate and batch are those of its code."""
+    """Settings of AutoSAM; rate and batch are those of its code, the fall of the rate is not."""
 
     max_steps: PositiveInt = 2000
     learning_rate: PositiveFloat = 5e-4
