@@ -82,14 +82,12 @@ def blocks_of(reports: Mapping[str, Report], found: Sequence[Test]) -> Iterator[
                     "object",
                     "first",
                     "method's",
-                    "difference",
-                    "95 % interval",
+                    "difference [95 %]",
                     "cases",
-                    "infinite, left out",
-                    "by case: difference",
-                    "by case: p",
-                    "by case: better",
-                    "by case: worse",
+                    "left out",
+                    "by case",
+                    "p",
+                    "better, worse",
                 ],
                 [_cells(test) for test in rows],
             )
@@ -103,10 +101,13 @@ def _introduction(reports: Mapping[str, Report], first: str) -> Iterator[str]:
     one = reports[first]
     yield f"Rule: {one.rule.name}, after {one.rule.source}; surface score at {one.settings['tolerance_mm']:g} mm"
     yield f"Each method is compared with {first} on the objects that both have a finite score for"
-    yield "Difference: method minus the first, as the rule takes means, with the interval of 95 of 100 draws of weights"
     yield (
-        "By case: the mean over cases of the difference of their means; p of Wilcoxon's signed-rank test on these, "
-        "two-sided, after Holm for the number of methods; and in how many cases the method is better and worse"
+        "Difference: method minus the first, as the rule takes means, with the interval of 95 of 100 draws of weights; "
+        "left out: objects of which a score is infinite"
+    )
+    yield (
+        "By case: the mean over cases of the difference of their means; with it p of Wilcoxon's signed-rank test on "
+        "these, two-sided, after Holm for the number of methods, and in how many cases the method is better and worse"
     )
     if unknown := [name for name, report in reports.items() if not report.digests]:
         yield f"Whether {', '.join(unknown)} had the same images and labels is not known: cases go by their names"
@@ -116,11 +117,11 @@ def _cells(test: Test) -> list[str]:
     result = test.result
     shown = [test.method, test.object]
     if not result.cases:
-        return [*shown, *["-"] * 4, "0", str(result.left_out), *["-"] * 4]
-    interval = "-" if isnan(result.low) else f"{result.low:+.3f} to {result.high:+.3f}"
-    shown += [f"{result.first:.3f}", f"{result.second:.3f}", f"{result.difference:+.3f}", interval]
+        return [*shown, *["-"] * 3, "0", str(result.left_out), *["-"] * 3]
+    interval = "" if isnan(result.low) else f" [{result.low:+.3f}, {result.high:+.3f}]"
+    shown += [f"{result.first:.3f}", f"{result.second:.3f}", f"{result.difference:+.3f}{interval}"]
     shown += [str(result.cases), str(result.left_out)]
-    return [*shown, f"{result.difference_by_case:+.3f}", _p(test.holm), str(result.wins), str(result.losses)]
+    return [*shown, f"{result.difference_by_case:+.3f}", _p(test.holm), f"{result.wins}, {result.losses}"]
 
 
 def _p(value: float) -> str:
