@@ -7,7 +7,18 @@ from hypothesis import strategies as st
 
 from volsam.errors import BadInput, PromptOutside
 from volsam.geometry import Grid
-from volsam.prompts import Box, Click, MaskHint, PromptSet, Scribble, from_record, positions, require_inside, to_record
+from volsam.prompts import (
+    Box,
+    Click,
+    MaskHint,
+    PromptSet,
+    Scribble,
+    from_record,
+    positions,
+    require_inside,
+    shown,
+    to_record,
+)
 
 points = st.tuples(*[st.floats(-500, 500)] * 3)
 prompts = st.one_of(
@@ -196,3 +207,24 @@ def test_points_can_be_asked_for_by_sign():
     assert PromptSet().points().shape == (0, 3)
     assert len(prompts) == 3
     assert [len(positions(prompt)) for prompt in prompts] == [1, 1, 2]
+
+
+# ---- In messages
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ((10, 10, -1.721e-15), "10,10,0"),
+        ((-4.038e-17, 0.1 + 0.2, 12.3456), "0,0.3,12.35"),
+        ((-40.5, 239.999999999, 0.0625), "-40.5,240,0.0625"),
+        ((123456.7, -99999, 9999), "123457,-99999,9999"),
+    ],
+)
+def test_a_position_is_told_as_a_person_would_type_it(place, told):
+    assert shown(place) == told
+
+
+def test_rounding_shows_in_no_refusal(a_long_grid):
+    with pytest.raises(PromptOutside, match=r"at -40\.3,10,-995 mm \(RAS\+\), voxel -0\.3,0,-333\.3, lies"):
+        require_inside(Click((-40.1 - 0.2, 10 + 1e-15, -995)), a_long_grid, "ct")

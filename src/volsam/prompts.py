@@ -163,8 +163,8 @@ def require_inside(prompt: Prompt, grid: Grid, name: str) -> None:
         low, high = grid.extent()
         last = ",".join(str(size - 1) for size in grid.shape)
         raise PromptOutside(
-            f"{type(prompt).__name__.lower()} at {_show(point)} mm (RAS+), voxel {_show(grid.to_voxels(point))}, lies "
-            f"outside {name}, which spans {_show(low)} to {_show(high)} mm, voxels 0,0,0 to {last}: "
+            f"{type(prompt).__name__.lower()} at {shown(point)} mm (RAS+), voxel {shown(grid.to_voxels(point))}, lies "
+            f"outside {name}, which spans {shown(low)} to {shown(high)} mm, voxels 0,0,0 to {last}: "
             "check the order of the axes and --space"
         )
     if isinstance(prompt, MaskHint) and not _touch(grid, prompt.grid):
@@ -226,8 +226,10 @@ def _point(values: Sequence[float] | NDArray[np.float64]) -> Point:
     return (numbers[0], numbers[1], numbers[2])
 
 
-def _show(point: Sequence[float] | NDArray[np.float64]) -> str:
-    return ",".join(f"{value:.4g}" for value in point)
+def shown(point: Sequence[float] | NDArray[np.float64]) -> str:
+    """A position as a person would type it; what is nearly zero is what rounding leaves of one."""
+    values = [0.0 if abs(value) < 5e-4 else value for value in point]
+    return ",".join(f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}" for value in values)
 
 
 def _touch(grid: Grid, other: Grid) -> bool:

@@ -96,6 +96,12 @@ def test_a_reference_that_is_not_the_published_network_gets_no_ratio(
     assert "ms" not in result.stdout
 
 
+def test_help_names_the_numbers(type_: Type) -> None:
+    said = type_("bench", "--help").stdout
+    assert "<int" not in said
+    assert {line.split()[2] for line in said.splitlines() if "--rounds" in line or "--size" in line} == {"N"}
+
+
 def test_the_list_runs_nothing(type_: Type, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("built while listing")

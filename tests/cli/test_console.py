@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import re
+import sys
 from typing import Annotated
 
 import pytest
@@ -151,6 +153,39 @@ def test_a_table_is_not_folded_in_a_pipe():
     result = run(lambda: table(("name", "summary"), [("a", "x" * 300), ("b[red]", "y")]))
     assert "x" * 300 in result.stdout
     assert "b[red]" in result.stdout
+
+
+@pytest.fixture
+def a_terminal(monkeypatch, capsys):
+    """Print a table on a terminal of so many columns, and read it as text."""
+
+    def shown(width, *content):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setenv("TERM", "xterm")
+        table(*content)
+        return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+
+    return shown
+
+
+WIDE = ("model", *(f"measure{number} ms" for number in range(12)))
+ROWS = [("sam", *(f"{number}.5 (1.0-9.0)" for number in range(12))), ("unet", "7", *[""] * 11)]
+
+
+def test_a_row_is_a_block_where_the_columns_do_not_fit(a_terminal):
+    lines = [line.rstrip() for line in a_terminal(80, WIDE, ROWS).splitlines()]
+    assert lines[0] == "sam"
+    assert lines[1].split() == ["measure0", "ms", "0.5", "(1.0-9.0)"]
+    assert lines[12].split() == ["measure11", "ms", "11.5", "(1.0-9.0)"]
+    assert [line.split() for line in lines[13:]] == [["unet"], ["measure0", "ms", "7"]]
+
+
+def test_a_table_stays_one_where_the_words_of_its_columns_fit(a_terminal):
+    assert a_terminal(300, WIDE, ROWS).splitlines()[0].split()[:3] == ["model", "measure0", "ms"]
+    folded = a_terminal(80, ("name", "summary"), [("sam", "words and " * 20)]).splitlines()
+    assert folded[0].split() == ["name", "summary"]
+    assert folded[1].startswith("sam   words and")
 
 
 def test_failing_is_a_line_and_a_status():

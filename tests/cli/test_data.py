@@ -117,6 +117,12 @@ def test_folds_are_written_once(type_, a_dataset):
     assert "test case of btcv" in error_of(type_("data", "split", a_dataset, "--force", "--preset", "btcv"))
 
 
+def test_a_patient_is_told_by_a_regex(type_):
+    assert any(
+        line.split()[1:3] == ["--patient", "REGEX"] for line in type_("data", "split", "--help").stdout.split("\n")
+    )
+
+
 def test_presets_are_listed_and_shown(type_):
     listed = type_("data", "presets").stdout.splitlines()
     assert len(listed) == 10

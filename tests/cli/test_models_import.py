@@ -203,6 +203,28 @@ def test_the_default_is_exported_and_used_from_the_file(type_: Type, tmp_path: P
         assert load_model(tmp_path / f"default.{ending}", device="cpu").name == "volsam-s"
 
 
+def test_the_default_needs_no_import(type_: Type, tmp_path: Path, a_home: Path) -> None:
+    file = tmp_path / "vs.pt"
+    assert type_("models", "export", "volsam-s", "-o", file).exit_code == 0
+    said = error_of(type_("models", "import", file))
+    assert "vs.pt holds weights of volsam-s, which ships with volsam" in said
+    assert "give the file to --model or --init as it is" in said
+    weights = torch.load(file, weights_only=True)
+    name = next(name for name in weights if weights[name].ndim > 1)
+    torch.save({**weights, name: weights[name][:1]}, file)
+    assert "names or shapes differ" in error_of(type_("models", "import", file))
+    assert stored_files(a_home) == []
+
+
+def test_a_file_that_is_there_is_replaced_by_an_export_when_one_says_so(type_: Type, tmp_path: Path) -> None:
+    file = tmp_path / "vs.safetensors"
+    file.write_bytes(b"mine")
+    assert "vs.safetensors is there already" in error_of(type_("models", "export", "volsam-s", "-o", file))
+    assert file.read_bytes() == b"mine"
+    assert type_("models", "export", "volsam-s", "-o", file, "--force").exit_code == 0
+    assert len(load_file(file)) > 10
+
+
 def test_an_export_of_nothing_or_to_nowhere_is_refused(type_: Type, tmp_path: Path) -> None:
     assert "no model is called" in error_of(type_("models", "export", "nobody", "-o", tmp_path / "a.pt"))
     assert "ends in" in error_of(type_("models", "export", "volsam-s", "-o", tmp_path / "a.onnx"))

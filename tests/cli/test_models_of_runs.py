@@ -139,4 +139,5 @@ def test_a_file_that_is_cut_short_is_told_in_a_line(a_run, a_dataset, tmp_path):
     assert "Traceback" not in said("predict", file, image, "-o", tmp_path / "none", "--device", "cpu", ends=1)
     (tmp_path / "runs/shapes/best.safetensors").unlink()
     (tmp_path / "runs/shapes/last.safetensors").unlink()
-    assert "has the run saved anything yet?" in said("models", "export", a_run, "-o", file, ends=1)
+    again = tmp_path / "again.safetensors"
+    assert "has the run saved anything yet?" in said("models", "export", a_run, "-o", again, ends=1)

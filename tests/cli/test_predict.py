@@ -169,3 +169,116 @@ def test_images_of_one_name_and_images_in_the_folder_are_refused(
         assert status == 1
         assert len(errors.splitlines()) == 1
     assert np.asarray(nib.load(scans[0]).dataobj).max() > 10
+
+
+def names_of(cases: list) -> dict[str, list[str]]:
+    return {case.name: [path.name for path in case.images] for case in cases}
+
+
+def test_a_folder_of_plainly_named_volumes_is_their_cases(
+    weights: dict[str, Path], scans: list[Path], tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for scan, name in zip(scans, ("ct.nii.gz", "mr_7.nii.gz"), strict=True):
+        scan.rename(plain / name)
+    for other in ("notes.txt", "ct.json", "._ct.nii.gz"):
+        (plain / other).write_text("{}")
+    status, said, errors = run("predict", weights["autosam"], plain, "-o", tmp_path / "out")
+    assert status == 0, errors
+    assert len(said.splitlines()) == 2
+    assert errors == ""
+    assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {"ct.nii.gz", "mr_7.nii.gz"}
+
+
+def test_a_pair_of_files_is_one_image_and_pictures_beside_volumes_are_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.hdr", "a.img", "a.nii", "b.mhd", "b.raw", "b.png"):
+        (tmp_path / name).touch()
+    assert [path.name for case in cases_of([tmp_path], 1) for path in case.images] == ["a.hdr", "a.nii", "b.mhd"]
+    assert "left out, as pictures beside volumes are no images: b.png;" in capsys.readouterr().err
+    for name in ("a.hdr", "a.img", "a.nii", "b.mhd"):
+        (tmp_path / name).unlink()
+    assert names_of(cases_of([tmp_path], 1)) == {"b": ["b.png"]}
+
+
+def test_what_a_folder_of_nnunet_holds_besides_is_named(
+    of_nnunet: Path, scans: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("ct", "knee", "lost_0001", *(f"z{number}" for number in range(3))):
+        (of_nnunet / f"{name}.nii.gz").write_bytes(scans[0].read_bytes())
+    (of_nnunet / "z3.dcm").touch()
+    found = names_of(cases_of([of_nnunet], channels=1))
+    assert found == {"hip_7": ["hip_7_0000.nii.gz"], "knee": ["knee_0000.nii.gz", "knee_0001.nii.gz"]}
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith(f"warning: {of_nnunet}: left out, as they are channels of no CASE_0000: ")
+    assert "ct.nii.gz, knee.nii.gz, lost_0001.nii.gz, z0.nii.gz, z1.nii.gz and 2 more;" in said
+
+
+def test_a_folder_of_dicom_stays_a_series(a_dicom_series: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, file in enumerate(sorted(a_dicom_series.iterdir())):
+        file.rename(file.with_name(f"IM_{number:04d}.dcm"))
+    assert [case.images for case in cases_of([a_dicom_series], 1)] == [(a_dicom_series,)]
+    assert capsys.readouterr().err == ""
+    for file in a_dicom_series.iterdir():
+        file.rename(file.with_suffix(""))
+    (a_dicom_series / "mask.nii.gz").touch()
+    assert [case.images for case in cases_of([a_dicom_series], 1)] == [(a_dicom_series,)]
+    assert "left out, as the folder is that of a DICOM series: mask.nii.gz" in capsys.readouterr().err
+
+
+def test_a_folder_of_nothing_is_refused_as_an_image(weights: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    status, _, errors = run("predict", weights["autosam"], tmp_path / "empty", "-o", tmp_path / "out")
+    assert status == 1
+    assert "folder without a DICOM series" in errors.splitlines()[0]
+    assert errors.splitlines()[1:] == ["error: the image failed, see above"]
+
+
+def test_nothing_is_said_of_others_where_all_images_fail(weights: dict[str, Path], tmp_path: Path) -> None:
+    broken = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
+    for file in broken:
+        file.write_bytes(b"nothing")
+    status, _, errors = run("predict", weights["autosam"], *broken, "-o", tmp_path / "out")
+    assert status == 1
+    assert errors.splitlines()[-1] == "error: all 2 images failed, see above"
+
+
+@pytest.mark.parametrize(
+    ("output", "prompts", "told"),
+    [
+        ("scan0.nii.gz", None, "scan0.nii.gz is a file: give a folder"),
+        ("out", "gone", "gone is no folder: give one with a file NAME.json for each image"),
+        ("out", "scan0.nii.gz", "scan0.nii.gz is no folder"),
+    ],
+)
+def test_folders_that_are_none_are_refused_at_the_start(
+    weights: dict[str, Path], scans: list[Path], tmp_path: Path, output: str, prompts: str | None, told: str
+) -> None:
+    words = [] if prompts is None else ["--prompts", tmp_path / prompts]
+    model = weights["autosam" if prompts is None else "sam_med3d"]
+    status, _, errors = run("predict", model, *scans, "-o", tmp_path / output, *words)
+    assert status == 1
+    assert len(errors.splitlines()) == 1
+    assert told in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_are_found_by_the_name_of_the_case_and_of_the_file(
+    weights: dict[str, Path], of_nnunet: Path, tmp_path: Path
+) -> None:
+    asked = tmp_path / "prompts"
+    asked.mkdir()
+    clicks = {"space": "voxel", "prompts": [{"type": "point", "position": [9, 8, 2]}]}
+    for name in ("knee", "hip_7_0000"):
+        (asked / f"{name}.json").write_text(json.dumps(clicks))
+    status, said, errors = run("predict", weights["sam_med3d"], of_nnunet, "-o", tmp_path / "out", "--prompts", asked)
+    assert status == 0, errors
+    assert said.count("expected Dice") == 2
+
+
+def test_the_usage_is_written_as_usual() -> None:
+    said = " ".join(run("predict", "--help")[1].split())
+    assert "predict [OPTIONS] MODEL IMAGE... " in said

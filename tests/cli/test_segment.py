@@ -1,6 +1,7 @@
 """What a user of `volsam segment` gets: a mask on the image's grid, or one line that says why not."""
 
 import json
+import re
 from pathlib import Path
 
 import nibabel
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from volsam.data.io import read_volume, write_volume
+from volsam.cli.prompts import read_prompts
+from volsam.data.io import read_grid, read_volume, write_volume
+from volsam.data.synthetic import sample_volume
 from volsam.geometry import Grid
 from volsam.volume import Volume
 
@@ -71,6 +74,18 @@ def test_a_box_alone_is_enough(type_, a_model, a_scan):
     assert a_model.asked[0].boxes.shape == (1, 2, 3)
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorials/first-click.md", "docs/how-to/prompts-in-files.md"])
+def test_the_box_of_a_page_holds_the_whole_organ_of_its_click(page):
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    box = re.search(r'--box ([\d,]+)|"low": (\[.*?\]), "high": (\[.*?\])', text)[0]
+    corners = np.array([int(number) for number in re.findall(r"\d+", box)]).reshape(2, 3)
+    labels = sample_volume()[1].data[0]
+    organ = np.argwhere(labels == labels[70, 54, 44])
+    margin = np.abs(corners - (organ.min(axis=0), organ.max(axis=0)))
+    assert ((corners[0] <= organ.min(axis=0)) & (corners[1] >= organ.max(axis=0))).all()
+    assert margin.max() <= 2
+
+
 def test_prompts_come_from_a_file_before_those_of_the_line(type_, a_model, a_scan, a_ball, a_small_ct):
     write_volume(a_small_ct.with_data(a_ball.astype(np.uint8)), a_scan.with_name("start.nii.gz"))
     records = [
@@ -114,6 +129,14 @@ def test_an_output_that_exists_is_written_anew(type_, a_model, a_scan):
     output.write_text("old")
     assert type_("segment", a_scan, "-p", BALL).exit_code == 0
     assert read_volume(output).data.any()
+
+
+def test_what_is_replaced_is_said(type_, a_model, a_scan, tmp_path):
+    mask, picture = a_scan.with_name("ct_mask.nii.gz"), tmp_path / "ball.png"
+    first, again = (type_("segment", a_scan, "-p", BALL, *more).stdout for more in ((), ("--preview", picture)))
+    assert first.splitlines()[0] == f"mask         {mask}"
+    assert again.splitlines()[0] == f"mask         {mask}, replaced"
+    assert f"picture      {picture}\n" in again
 
 
 @pytest.mark.parametrize("option", ["-o", "--uncertainty"])
@@ -191,6 +214,75 @@ def test_an_empty_starting_mask_is_refused(type_, a_model, a_scan, a_small_ct, t
     file = tmp_path / "prompts.json"
     file.write_text('{"space": "ras", "prompts": [{"type": "mask", "path": "none.nii.gz"}]}')
     assert "none.nii.gz is empty" in error_of(type_("segment", a_scan, "--prompts", file))
+
+
+@pytest.fixture
+def two_labels(a_scan, a_ball, a_small_ct):
+    """A mask beside the scan in which the ball is 3 and a corner is 1."""
+    labels = 3 * a_ball.astype(np.uint8)
+    labels[:4, :4, :4] = 1
+    write_volume(a_small_ct.with_data(labels), a_scan.with_name("labels.nii.gz"))
+
+    def prompts(**more):
+        file = a_scan.with_name("prompts.json")
+        record = {"type": "mask", "path": "labels.nii.gz", **more}
+        file.write_text(json.dumps({"space": "voxel", "prompts": [record]}))
+        return file
+
+    return prompts
+
+
+def test_of_a_mask_with_labels_one_is_the_object(type_, a_model, a_scan, two_labels):
+    file = two_labels(label=3)
+    result = type_("segment", a_scan, "--prompts", file)
+    assert result.exit_code == 0, result.output
+    (hint,) = read_prompts(file, read_grid(a_scan), "ct")
+    assert np.array_equal(hint.mask, read_volume(a_scan.with_name("labels.nii.gz")).data[0] == 3)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({}, 'labels.nii.gz holds the values 1, 3: add "label": N'),
+        ({"label": 2}, '"label" is 2, but the starting mask labels.nii.gz holds 1, 3'),
+        ({"label": 0}, "a whole number from 1, got 0"),
+        ({"label": "liver"}, "a whole number from 1, got 'liver'"),
+        ({"label": True}, "a whole number from 1, got True"),
+    ],
+)
+def test_a_mask_with_labels_of_which_none_is_named_is_refused(type_, a_model, a_scan, two_labels, more, told):
+    assert told in error_of(type_("segment", a_scan, "--prompts", two_labels(**more)))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--box", "1,1,1,5,5,5", "--box", "8,8,8,12,12,12"), "boxes 1 and 2 do not overlap"),
+        (("--box", "1,1,1,5,5,5", "-p", "20.2,20,14"), "the point at voxel 20.2,20,14 is to lie in the object, but"),
+        (("-p", BALL, "-p", "22.1,20,14,-"), f"voxel {BALL} is to lie in the object and outside it"),
+        (("--box", "1,1,4,5,5,4", "-p", "20,20,4"), "lies outside every box"),
+        (("--box", "1,1,4,5,5,4", "--box", "8,8,4,12,12,4"), "boxes 1 and 2 do not overlap"),
+    ],
+)
+def test_prompts_that_contradict_each_other_are_named(type_, a_model, a_scan, words, told):
+    result = type_("segment", a_scan, *words)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("warning: ct: ")
+    assert result.stderr.count("\n") == 1
+    assert told in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--box", "1,1,1,5,5,5", "--box", "5,5,5,12,12,12", "-p", "12.4,12,12", "-p", "30,30,20,-"),
+        ("--box", "1,1,4,5,5,4", "--box", "8,8,9,12,12,9", "-p", "30,30,20"),  # of 2D boxes on two slices
+        ("-p", BALL, "-p", "23,20,14,-"),
+    ],
+)
+def test_prompts_that_agree_pass_in_silence(type_, a_model, a_scan, words):
+    result = type_("segment", a_scan, *words)
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -285,3 +377,11 @@ def test_the_picture_of_a_single_slice_has_one_plane(type_, a_model, tmp_path):
     assert type_("segment", tmp_path / "slice.nii.gz", "-p", "20,20,0", "--preview", tmp_path / "s.png").exit_code == 0
     with Image.open(tmp_path / "s.png") as picture:
         assert picture.height > picture.width
+
+
+def test_help_says_what_is_counted_from_where_and_what_the_default_is(type_, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    said = " ".join(type_("segment", "--help").stdout.replace("│", " ").split())
+    assert "a run; without it volsam-s." in said
+    assert "time point of a file with several, from 0; without it such a file is refused." in said
+    assert "channel of a file with several, from 0; without it the first." in said

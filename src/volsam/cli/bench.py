@@ -33,12 +33,14 @@ def bench(
         str, typer.Option(metavar="1,2", help="A pass for each: one thread, with --full all cores too.")
     ] = "",
     engine: Engine = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Of a pass: 3, with --full 9.")] = None,
-    size: Annotated[int | None, typer.Option(min=16, help="Edge of the cubes of 3D networks: 128.")] = None,
+    rounds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Of a pass: 3, with --full 9.")] = None,
+    size: Annotated[
+        int | None, typer.Option(metavar="N", min=16, help="Edge of the cubes of 3D networks: 128.")
+    ] = None,
     volume: Annotated[str, typer.Option(metavar="Z,Y,X", help="Of the volume suite: slices, or a whole scan.")] = "",
     dtype: Annotated[str, typer.Option(metavar="fp32|bf16|int8", help="Of our side.")] = "fp32",
     full: Annotated[bool, typer.Option("--full", help="All suites and networks: takes an hour on a CPU.")] = False,
-    seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="S", help="Of weights and order.")] = 0,
     to: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write every sample.")] = None,
     gate: Annotated[Path | None, typer.Option(metavar="FILE", help="Fail unless these goals hold.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="Say what can be compared, and run nothing.")] = False,

@@ -22,6 +22,7 @@ from volsam.errors import VolsamError
 Item = TypeVar("Item")
 
 INTERRUPTED = 130  # what a shell reports of a program stopped by Ctrl-C
+UNFOLDED = 10_000  # columns, more than any table has
 CLEAR_LINE = "\r\x1b[2K"
 # What torch says, in words or in its type, when memory runs out; it is no MemoryError.
 OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
@@ -40,6 +41,10 @@ class Group(TyperGroup):
 
 class Command(TyperCommand):
     """A command that ends in one line when something goes wrong."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The words of the usage line: `IMAGE...`, where typer writes `{IMAGE}...`."""
+        return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; what it raises becomes a line and an exit status."""
@@ -152,7 +157,10 @@ def _lines(items: Sequence[Item], what: str) -> Iterator[Item]:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under their headings; plain enough to be cut by other programs when it is not a terminal."""
+    """Print rows under their headings; plain enough to be cut by other programs when it is not a terminal.
+
+    On a terminal that is too narrow for the words of all columns, each row is a block of lines.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -160,4 +168,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         shown.add_row(*row)
     # A pipe has no width: nothing is folded there.
-    Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False).print(shown)
+    console = Console(width=None if sys.stdout.isatty() else UNFOLDED, highlight=False, markup=False)
+    if console.measure(shown, options=console.options.update(width=UNFOLDED)).minimum <= console.width:
+        console.print(shown)
+        return
+    for row in rows:
+        block = Table(box=None, show_header=False, pad_edge=False)
+        for column, cell in zip(columns[1:], row[1:], strict=True):
+            if cell:
+                block.add_row(f"  {column}", cell)
+        console.print(row[0], style="bold")
+        console.print(block)

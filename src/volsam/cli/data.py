@@ -99,7 +99,7 @@ def split(
     folds: Annotated[int, typer.Option("--folds", metavar="N", min=2, help="How many.")] = 5,
     seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="The same seed makes the same folds.")] = 0,
     patient: Annotated[
-        str, typer.Option("--patient", metavar="PATTERN", help="The part of a case's name that says whose it is.")
+        str, typer.Option("--patient", metavar="REGEX", help="The part of a case's name that says whose it is.")
     ] = ".*",
     preset: Annotated[
         str | None, typer.Option("--preset", metavar="NAME", help="Patients and test cases of a published dataset.")

@@ -62,6 +62,7 @@ class Outcome:
     voxels: int
     quality: float
     doubt: Uncertainty | None
+    replaced: frozenset[Path]
 
     @property
     def millilitres(self) -> float:
@@ -71,15 +72,19 @@ class Outcome:
     def lines(self) -> list[str]:
         """For the reader."""
         lines = [
-            f"mask         {self.job.mask_file}",
+            f"mask         {self._told(self.job.mask_file)}",
             f"object       {self.voxels:,} voxels, {self.millilitres:,.2f} ml",
             f"quality      {self.quality:.2f} expected Dice (1 is perfect)",
         ]
         if self.doubt is not None:
-            lines += [f"probability  {self.job.uncertainty}", f"spread       {_in_words(self.doubt, self.mask.grid)}"]
+            lines.append(f"probability  {self._told(self.job.uncertainty)}")
+            lines.append(f"spread       {_in_words(self.doubt, self.mask.grid)}")
         if self.job.preview is not None:
-            lines.append(f"picture      {self.job.preview}")
+            lines.append(f"picture      {self._told(self.job.preview)}")
         return lines
+
+    def _told(self, file: Path | None) -> str:
+        return f"{file}, replaced" if file in self.replaced else str(file)
 
 
 def carry_out(job: Job, steps: Steps, model: Model | None = None) -> Outcome:
@@ -104,10 +109,12 @@ def carry_out(job: Job, steps: Steps, model: Model | None = None) -> Outcome:
     if job.uncertainty is not None:
         with steps("uncertainty"):
             doubt = session.uncertainty()
+    outputs = (job.mask_file, job.uncertainty, job.preview)
+    replaced = frozenset(file for file in outputs if file is not None and file.exists())
     with steps("files"):
         _write(job, session, doubt, prompts)
     voxels = int(np.count_nonzero(session.mask.data))
-    return Outcome(job, session.mask, voxels, session.quality or 0.0, doubt)
+    return Outcome(job, session.mask, voxels, session.quality or 0.0, doubt, replaced)
 
 
 def _require_places(job: Job) -> None:

@@ -186,6 +186,7 @@ def get(
 def export(
     name: Annotated[str, typer.Argument(metavar="NAME|RUN", help="A name from `volsam models list`, or a run.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help=".safetensors, .pt or .pth.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write the weights of a model to a file, under the names of the original; of a run all that its model needs.
 
@@ -194,6 +195,8 @@ def export(
     from volsam.recipes import store
     from volsam.recipes.recipe import shipped
 
+    if output.is_file() and not force:
+        raise BadInput(f"-o {output} is there already: give another name, or replace it with --force")
     with Steps()(f"writing {output.name}"):
         if name not in shipped() and (Path(name).is_dir() or (store.is_stored(name) and store.stored(name).card.run)):
             from volsam.recipes.trained import pack

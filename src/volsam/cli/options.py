@@ -16,7 +16,14 @@ class Space(str, Enum):
     lps = "lps"
 
 
-Model = Annotated[str | None, typer.Option("--model", metavar="NAME|PATH", help="See `volsam models list`.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME|PATH",
+        help="A name from `volsam models list`, a weights file, or the file or folder of a run; without it volsam-s.",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where the network runs; cuda:1 is the second card."),

@@ -21,18 +21,42 @@ if TYPE_CHECKING:
 # Files of nnU-Net end in the number of a channel, in folders of these names.
 CHANNEL, FIRST = re.compile(r"(.+)_(\d{4})"), "_0000"
 OF_NNUNET = ("imagesTr", "imagesTs", "imagesVa")
+# Names of files in a warning.
+SHOWN = 5
 # Beside the labels: what made them.
 MADE_BY = "made_by.json"
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A name from `volsam models list`, or a weights file.")]
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A name from `volsam models list`, a weights file, or the file or folder of a run."
+    ),
+]
 Images = Annotated[
     list[Path],
-    typer.Argument(metavar="IMAGE...", help="Files, folders of DICOM series, or a folder of images of nnU-Net."),
+    typer.Argument(
+        metavar="IMAGE",
+        help="Files, folders of DICOM series, or folders of volumes, named as nnU-Net does or plainly.",
+    ),
 ]
-Folder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where NAME.nii.gz goes, for each image.")]
+Folder = Annotated[
+    Path,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="Where NAME.nii.gz goes for each image: NAME is that of the file without its ending, and in a folder of "
+        "nnU-Net without the channel (CASE of CASE_0000).",
+    ),
+]
 PromptFolder = Annotated[
     Path | None,
-    typer.Option("--prompts", metavar="DIR", help="For models that take prompts: a folder with NAME.json for each."),
+    typer.Option(
+        "--prompts",
+        metavar="DIR",
+        help="For models that take prompts: a folder with NAME.json for each image, NAME as in the output or as the "
+        "image's file.",
+    ),
 ]
 InPlane = Annotated[
     str, typer.Option("--plane", metavar="auto|axial|coronal|sagittal", help="Of the slices that the model looks at.")
@@ -62,6 +86,10 @@ def predict(
     """
     from volsam.cli.asking import fingerprint
 
+    if output.is_file():
+        raise BadInput(f"-o {output} is a file: give a folder, where NAME.nii.gz goes for each image")
+    if prompts is not None and not prompts.is_dir():
+        raise BadInput(f"--prompts {prompts} is no folder: give one with a file NAME.json for each image")
     steps = Steps()
     with steps("model"):
         make, channels = _maker(model, device, prompts, plane, stride)
@@ -86,6 +114,8 @@ def predict(
             say(f"{place} error: {' '.join(explained(error).split())}")
         else:
             typer.echo(f"{place} {target} {said}")
+    if failed == len(targets):
+        fail(f"{'the image' if failed == 1 else f'all {failed} images'} failed, see above")
     if failed:
         fail(f"{failed} of {len(targets)} images failed, see above; the others are in {output}")
 
@@ -94,23 +124,48 @@ def cases_of(images: Sequence[Path], channels: int) -> list[Case]:
     """Images as cases: each file one, but `CASE_0000`, `CASE_0001`, ... are the channels of one.
 
     That is so in folders of nnU-Net, whose files are all named so; elsewhere such a number may well be the patient's,
-    so there it is a channel only to a model that looks at several.
+    so there it is a channel only to a model that looks at several. What a folder holds besides is named in a warning.
     """
     from volsam.data.dataset import Case
     from volsam.data.io import volume_name
 
-    files = [(path, False) for path in images]
-    for place, (path, _) in reversed(list(enumerate(files))):
-        if path.is_dir() and (first := sorted(path.glob(f"*{FIRST}.*"))):
-            names = [volume_name(file).removesuffix(FIRST) for file in first]
-            files[place : place + 1] = [(file, True) for name in names for file in sorted(path.glob(f"{name}_????.*"))]
     found: dict[tuple[Path, str], list[Path]] = {}
-    for path, listed in files:
-        name, number = volume_name(path), CHANNEL.fullmatch(volume_name(path))
-        if number and (listed or channels > 1 or path.resolve().parent.name in OF_NNUNET):
-            name = number.group(1)
-        found.setdefault((path.parent, name), []).append(path)
+    for given in images:
+        files, numbered = _in_folder(given) if given.is_dir() else ([given], False)
+        for path in files:
+            name, number = volume_name(path), CHANNEL.fullmatch(volume_name(path))
+            if number and (numbered or channels > 1 or path.resolve().parent.name in OF_NNUNET):
+                name = number.group(1)
+            found.setdefault((path.parent, name), []).append(path)
     return [Case(name, tuple(sorted(paths))) for (_, name), paths in found.items()]
+
+
+def _in_folder(folder: Path) -> tuple[list[Path], bool]:
+    """The images in a folder, and whether their names end in the number of a channel; a series is its folder."""
+    from volsam.data.dicom import is_slice
+    from volsam.data.io import READABLE, volume_name
+
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    slices = {file for file in files if is_slice(file)}
+    volumes = [file for file in files if file not in slices and file.name.lower().endswith(READABLE)]
+    # The second half of a pair is read with its header.
+    volumes = [file for file in volumes if file.suffix != ".img" or not file.with_suffix(".hdr").exists()]
+    named = [(file, CHANNEL.fullmatch(volume_name(file))) for file in volumes]
+    cases = {number[1] for _, number in named if number and f"_{number[2]}" == FIRST}
+    if cases:
+        taken = [file for file, number in named if number and number[1] in cases]
+        why = "they are channels of no CASE_0000"
+    elif slices:
+        taken, why = [folder], "the folder is that of a DICOM series"
+    else:
+        # Beside volumes, pictures are drawn of them.
+        taken = [file for file in volumes if file.suffix.lower() != ".png"] or volumes
+        why = "pictures beside volumes are no images"
+    left = [file.name for file in sorted({*volumes, *(slices if cases else ())} - {*taken})]
+    if left:
+        shown = ", ".join(left[:SHOWN]) + (f" and {len(left) - SHOWN} more" if len(left) > SHOWN else "")
+        say(f"warning: {folder}: left out, as {why}: {shown}; give such files by their names")
+    return taken or [folder], bool(cases)
 
 
 def _require_apart(targets: Mapping[Case, Path]) -> None:

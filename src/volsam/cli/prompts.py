@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from volsam.cli.console import say
 from volsam.cli.options import Space
 from volsam.data.io import read_volume
 from volsam.errors import BadFile, BadInput
 from volsam.geometry import Grid
-from volsam.prompts import Box, MaskHint, Prompt, PromptSet, from_record
+from volsam.prompts import Box, MaskHint, Prompt, PromptSet, from_record, shown
+
+Corners = NDArray[np.float64]  # (2, 3), the lowest and the highest voxel of a box
 
 SIGNS = {"+": True, "-": False}
+# In voxels: a box thinner than that is flat; rounding; from the centre of a voxel to its face, which is still inside.
+FLAT, CLOSE = 0.5, 1e-3
+HALF = 0.5 + CLOSE
+# Values of a mask in a message.
+LISTED = 8
 
 
 def gather(
@@ -33,7 +43,45 @@ def gather(
             f"{came} came, and nothing that lies in the object: point at it with -p I,J,K or --box; "
             f"{extent(grid, space, name)}"
         )
+    for text in contradictions(found, grid):
+        say(f"warning: {name}: {text}")
     return found
+
+
+def contradictions(prompts: PromptSet, grid: Grid) -> list[str]:
+    """What cannot all be true of one object, a line for each kind."""
+    on = prompts.on(grid)
+    points, signs = on.points, on.labels
+    found = []
+    pairs = combinations(enumerate(on.boxes, 1), 2)
+    if apart := next(((one, other) for (one, a), (other, b) in pairs if _apart(a, b)), None):
+        found.append(f"boxes {apart[0]} and {apart[1]} do not overlap, but all prompts are about one object")
+    outside = [point for point in points[signs] if len(on.boxes) and all(_excludes(box, point) for box in on.boxes)]
+    if outside:
+        found.append(f"the point at voxel {shown(outside[0])} is to lie in the object, but lies outside every box")
+    inside, beside = ({tuple(voxel) for voxel in np.round(points[signs == sign])} for sign in (True, False))
+    if both := sorted(inside & beside):
+        found.append(f"voxel {shown(both[0])} is to lie in the object and outside it")
+    return found
+
+
+def _apart(one: Corners, other: Corners) -> bool:
+    """Whether no object lies in both boxes; 2D boxes speak of each other on one slice only."""
+    gap = (one[0] > other[1] + CLOSE) | (other[0] > one[1] + CLOSE)
+    flat = _flat(one) & _flat(other)
+    if _flat(one).any() and _flat(other).any():
+        return bool(flat.any() and not gap[flat].any() and gap.any())
+    return bool(gap.any())
+
+
+def _excludes(box: Corners, point: NDArray[np.float64]) -> bool:
+    """Whether an object in the box cannot hold the point; a 2D box says nothing of other slices."""
+    beyond = (point < box[0] - HALF) | (point > box[1] + HALF)
+    return bool(beyond.any() and not beyond[_flat(box)].any())
+
+
+def _flat(box: Corners) -> NDArray[np.bool_]:
+    return np.asarray(box[1] - box[0] < FLAT)
 
 
 def parse_point(text: str, space: str, grid: Grid, name: str) -> Prompt:
@@ -86,9 +134,25 @@ def _mask(path: Path, record: Mapping[str, Any]) -> MaskHint:
     if not isinstance(named, str):
         raise BadInput(f'a prompt of type "mask" needs the "path" of a mask file, got {named!r}')
     volume = read_volume(path.parent / named)
-    if not (volume.data[0] > 0).any():
+    values, label = volume.data[0], record.get("label")
+    if label is not None and (type(label) is not int or label < 1):
+        raise BadInput(f'"label" is the value of the object in {named}, a whole number from 1, got {label!r}')
+    inside = values[values > 0]
+    if not inside.size:
         raise BadInput(f"the starting mask {named} is empty")
-    return MaskHint(volume.data[0], volume.grid)
+    if label is None and inside.min() != inside.max():
+        raise BadInput(
+            f'the starting mask {named} holds the values {_listed(inside)}: add "label": N to say which is the object'
+        )
+    if label is not None and not (inside == label).any():
+        raise BadInput(f'"label" is {label}, but the starting mask {named} holds {_listed(inside)}')
+    return MaskHint(values > 0 if label is None else values == label, volume.grid)
+
+
+def _listed(values: NDArray[Any]) -> str:
+    found = np.unique(values)
+    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    return ", ".join(f"{value:g}" for value in found[:LISTED]) + more
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -123,9 +187,5 @@ def extent(grid: Grid, space: str, name: str) -> str:
     corners = np.array(grid.extent())
     if space == "lps":
         corners = np.sort(corners * (-1, -1, 1), axis=0)
-    low, high = corners.tolist()
-    return f"{name} spans {_shown(low)} to {_shown(high)} mm ({space.upper()}+)"
-
-
-def _shown(position: Sequence[float]) -> str:
-    return ",".join(f"{value:.4g}" for value in position)
+    low, high = corners
+    return f"{name} spans {shown(low)} to {shown(high)} mm ({space.upper()}+)"

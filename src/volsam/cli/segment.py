@@ -51,9 +51,18 @@ ProbabilityFile = Annotated[
 PictureFile = Annotated[
     Path | None, typer.Option("--preview", metavar="FILE.png", help="Also draw three planes with the mask's outline.")
 ]
-Frame = Annotated[int | None, typer.Option("--frame", metavar="N", help="Which time point of a file with several.")]
-Channel = Annotated[int | None, typer.Option("--channel", metavar="N", help="Which channel of a file with several.")]
-
+Frame = Annotated[
+    int | None,
+    typer.Option(
+        "--frame",
+        metavar="N",
+        help="Which time point of a file with several, from 0; without it such a file is refused.",
+    ),
+]
+Channel = Annotated[
+    int | None,
+    typer.Option("--channel", metavar="N", help="Which channel of a file with several, from 0; without it the first."),
+]
 InPlane = Annotated[
     str,
     typer.Option(

@@ -59,6 +59,16 @@ def series_files(path: Path) -> list[Path]:
     return _series(path) if path.is_dir() else [path]
 
 
+def is_slice(file: Path) -> bool:
+    """Whether a file is meant to be DICOM, by its mark or its ending."""
+    with file.open("rb") as content:
+        return _meant_as_slice(file, content.read(132))
+
+
+def _meant_as_slice(file: Path, start: bytes) -> bool:
+    return start[128:132] == b"DICM" or file.suffix.lower() in (".dcm", ".ima")
+
+
 def _dicom_slice(path: Path) -> Any:
     """A reader for one slice; objects that hold something else are refused."""
     reader = itk_reader(path, "DICOM")
@@ -101,9 +111,8 @@ def _refuse_lost_slices(folder: Path, files: Sequence[Path], image_class: str) -
             continue
         with file.open("rb") as content:
             start = content.read(1024)
-        meant_as_slice = start[128:132] == b"DICM" or file.suffix.lower() in (".dcm", ".ima")
         of_another_class = b"1.2.840.10008." in start and not own_class.search(start)
-        if meant_as_slice and not of_another_class:
+        if _meant_as_slice(file, start) and not of_another_class:
             raise BadFile(f"{folder}: the slice {file.name} is cut short or damaged; copy the series again")
 
 

@@ -20,6 +20,7 @@ from volsam.recipes.engine import no_engine, prepared
 from volsam.recipes.families import ma_sam
 from volsam.recipes.families.family import Described, Family, family_of, load_families
 from volsam.recipes.methods.method import load_methods
+from volsam.recipes.recipe import EMBEDDED
 
 if TYPE_CHECKING:
     from volsam.inference.automatic import AutomaticModel
@@ -178,6 +179,12 @@ def recognised(
     if wanted is not None and wanted not in VARIANTS:
         _ = load_families()[wanted]  # refuses a name that nothing has before the file is read
     first = read_checkpoint(file) if first is None else first
+    if _is_default(first):
+        volsam_s.build_from(first.tensors, first.where)
+        raise BadInput(
+            f"{first.where} holds weights of {EMBEDDED}, which ships with volsam and needs no import: give the file to "
+            "--model or --init as it is"
+        )
     require_finite(first)
     files = [(file.name, first)]
     part = next((part for part in parts() if part.needs(first.described)), None)
