@@ -189,7 +189,6 @@ class Predictor:
         held = bool(boxes) and not any(is_flat(box, self.volume.grid) for box in boxes)
         return _within_boxes(answer, boxes) if held else answer
 
-
     def _judged(self, answer: Answer, prompts: PromptSet) -> Answer:
         """What the mask of boxes alone is worth, said of it with a click in its middle.
 
