@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 
 from .conftest import Type, error_of
@@ -38,6 +40,11 @@ def a_stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     return stage
 
 
+def several(file: Path, shape: tuple[int, ...], dtype: type = np.float32) -> None:
+    """A file with as many frames and channels as the shape says."""
+    nibabel.save(nibabel.Nifti1Image(np.ones(shape, dtype), np.eye(4)), file)
+
+
 def test_the_scan_is_opened_in_the_browser_from_a_server_on_this_machine_alone(
     type_: Type, a_scan: Path, a_stage: Stage
 ) -> None:
@@ -64,6 +71,7 @@ def test_a_chosen_model_is_the_one_that_is_served(type_: Type, a_scan: Path, a_s
 
 
 def test_a_frame_and_a_channel_are_passed_on(type_: Type, a_scan: Path, a_stage: Stage) -> None:
+    several(a_scan, (8, 8, 8, 3, 2))
     type_("view", a_scan, "--frame", "2", "--channel", "1")
     assert a_stage.opened[0].endswith("/?study=ct.nii.gz&frame=2&channel=1")
 
@@ -84,3 +92,43 @@ def test_a_port_that_is_taken_is_told(type_: Type, a_scan: Path, a_stage: Stage)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         line = error_of(type_("view", a_scan, "--port", taken.getsockname()[1]))
     assert "choose another" in line
+
+
+# --- scans and models that cannot be opened are refused at once, as `volsam segment` does --------------------------
+
+
+def test_a_scan_that_is_cut_short_is_refused(type_: Type, a_scan: Path, a_stage: Stage) -> None:
+    a_scan.write_bytes(a_scan.read_bytes()[:-5000])
+    line = error_of(type_("view", a_scan))
+    assert line == error_of(type_("segment", a_scan, "-p", "5,5,5"))
+    assert a_stage.app is None
+
+
+def test_a_scan_of_complex_numbers_is_refused(type_: Type, a_scan: Path, a_stage: Stage) -> None:
+    several(a_scan, (8, 8, 8), np.complex64)
+    assert "complex numbers" in error_of(type_("view", a_scan))
+    assert a_stage.app is None
+
+
+def test_of_several_frames_one_has_to_be_chosen(type_: Type, a_scan: Path, a_stage: Stage) -> None:
+    several(a_scan, (8, 8, 8, 3))
+    assert "choose one of 0..2, with --frame of `volsam view`" in error_of(type_("view", a_scan))
+    assert "holds 3 frames, 0..2" in error_of(type_("view", a_scan, "--frame", "7"))
+    assert a_stage.app is None
+
+
+def test_a_folder_of_several_series_is_refused(type_: Type, tmp_path: Path, a_stage: Stage, monkeypatch: Any) -> None:
+    pytest.importorskip("SimpleITK")
+    folder = tmp_path / "scans" / "series"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs", lambda *_: ("1.2", "1.3"))
+    assert "holds 2 DICOM series" in error_of(type_("view", folder))
+    assert a_stage.app is None
+
+
+def test_a_model_that_nobody_knows_is_refused(type_: Type, a_scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi")
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: pytest.fail("it serves"))
+    line = error_of(type_("view", a_scan, "--model", "nope"))
+    assert line == error_of(type_("segment", a_scan, "-p", "5,5,5", "--model", "nope"))
+    assert "no model is called 'nope'" in line

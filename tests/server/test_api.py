@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import threading
 import zlib
 
 import nibabel
@@ -14,6 +16,7 @@ from volsam.geometry import Grid
 from volsam.inference.session import Session
 from volsam.prompts import Box, Click, MaskHint, Scribble
 from volsam.server.strokes import lasso
+from volsam.server.volumes import warned
 from volsam.volume import Volume
 
 A, B, C = (22, 20, 14), (26, 22, 15), (34, 30, 20)
@@ -224,6 +227,19 @@ def test_labels_are_saved_beside_the_studies_with_all_prompts(ana, studies, http
     assert listed == {"ct.nii.gz": [], "more/mr.nii": ["draft"]}
 
 
+def test_labels_that_are_there_are_replaced_unless_they_are_to_stay(ana, studies):
+    ana.click(A)
+    assert ana.ask("POST", "/session/save", json={"replace": False})["replaced"] is False
+    before = (studies / "labels/final/ct.nii.gz").read_bytes()
+    ana.click(B)
+    answer = ana.ask("POST", "/session/save", 409, json={"replace": False})
+    assert answer["code"] == "exists"
+    assert "labels/final/ct.nii.gz is there already" in answer["detail"]
+    assert (studies / "labels/final/ct.nii.gz").read_bytes() == before
+    assert ana.ask("POST", "/session/save", json={})["replaced"] is True
+    assert (studies / "labels/final/ct.nii.gz").read_bytes() != before
+
+
 def test_labels_of_a_dicom_series_are_segments(ana, studies, a_dicom_series):
     import highdicom
 
@@ -251,6 +267,63 @@ def test_the_log_of_a_session_is_one_that_python_reads(ana, tmp_path, a_model, a
     (tmp_path / "log.json").write_bytes(ana("GET", "/session/log.json").content)
     session = Session.load(tmp_path / "log.json", a_model, a_small_ct)
     assert np.array_equal(session.mask.data[0] > 0, ana.masks[1])
+
+
+# --- what is said of a volume -----------------------------------------------------------------------------------------
+
+
+def noise(file, shape=(16, 16, 16), affine=None):
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, affine), file)
+    return values
+
+
+def test_what_is_warned_of_while_a_volume_is_read_is_kept_with_its_session(ana, studies):
+    assert ana.open()["notes"] == []
+    noise(studies / "nowhere.nii.gz")
+    said = "nowhere.nii.gz has neither qform nor sform: orientation and position are a guess"
+    state = ana.open("nowhere.nii.gz")
+    assert state["notes"] == [said]
+    assert ana.ask("GET", "/session")["notes"] == [said]
+    assert ana.resume(state["id"])["notes"] == [said]
+    content = (studies / "nowhere.nii.gz").read_bytes()
+    assert ana.ask("POST", "/session/file?name=nowhere.nii.gz", 201, content=content)["notes"] == [said]
+
+
+def test_of_several_channels_the_one_that_is_looked_at_is_told(ana, studies):
+    noise(studies / "two.nii.gz", (16, 16, 16, 1, 2), np.eye(4))
+    assert ana.open("two.nii.gz", channel=1)["notes"] == ["two.nii.gz has 2 channels; channel 1 is looked at"]
+
+
+def test_another_thread_does_not_warn_of_this_volume():
+    with warned() as notes:
+        other = threading.Thread(target=lambda: logging.getLogger("volsam.data.io").warning("of another"))
+        other.start()
+        other.join()
+        logging.getLogger("volsam.data.io").warning("of this")
+    assert notes == ["of this"]
+
+
+def test_of_several_frames_one_has_to_be_chosen(ana, studies):
+    values = noise(studies / "perfusion.nii.gz", (16, 16, 16, 3), np.eye(4))
+    answer = ana.ask("POST", "/session", 400, json={"study": "perfusion.nii.gz"})
+    assert answer["code"] == "frames"
+    assert answer["frames"] == 3
+    assert '"frame"' in answer["detail"]
+    assert ana.open("perfusion.nii.gz", frame=1)["intensity"]["low"] == pytest.approx(values[..., 1].min())
+
+
+def test_a_run_that_is_served_tells_its_method_and_licence(serve, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    record = SimpleNamespace(method="unet", dataset="Dataset001", licence="CC BY 4.0")
+    monkeypatch.setattr("volsam.recipes.trained.place_of", lambda name: tmp_path if name == "a/run" else None)
+    monkeypatch.setattr("volsam.recipes.trained.record_of", lambda place: record)
+    listed = serve(models=("balls", "a/run")).get("/api/v1/models").json()["models"]
+    assert [(one["summary"], one["licence"]) for one in listed] == [
+        ("balls", "unknown"),
+        ("U-Net, trained on Dataset001", "CC BY 4.0"),
+    ]
 
 
 # --- uploads ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -269,15 +270,16 @@ def test_a_c_library_without_arenas_is_left_alone(monkeypatch):
     heap.share()
 
 
-def test_a_process_that_serves_shares_its_heap(monkeypatch):
+def test_a_process_that_serves_shares_its_heap_before_models_are_loaded(monkeypatch):
     uvicorn = pytest.importorskip("uvicorn")
     from volsam.cli import serve
 
     done = []
     monkeypatch.setattr(heap, "share", lambda: done.append("shared"))
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: done.append("served"))
-    serve.run(None, None, lambda: None)
-    assert done == ["shared", "served"]
+    models = SimpleNamespace(start=lambda: done.append("loaded"))
+    serve.run(SimpleNamespace(state=SimpleNamespace(core=SimpleNamespace(models=models))), None, lambda: None)
+    assert done == ["shared", "loaded", "served"]
 
 
 KEPT = """

@@ -28,6 +28,10 @@ def test_every_operation_has_a_place_in_the_description(http):
     assert not any(path.startswith("/claim") for path in described)
 
 
+def test_no_page_of_the_description_asks_another_site_for_scripts(http):
+    assert http.get("/api/v1/docs").status_code == 404
+
+
 @pytest.mark.slow
 def test_what_the_description_allows_is_answered_as_it_says(schema, http, client):
     someone = client(http)

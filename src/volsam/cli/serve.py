@@ -87,7 +87,7 @@ def serve(
     create_app, Settings = parts("volsam serve")
     from volsam.server.settings import read_key
 
-    chosen: dict[str, Any] = {"models": tuple(models.split(","))} if models else {}
+    chosen: dict[str, Any] = {} if models is None else {"models": _names(models)}
     if sessions is not None:
         chosen["sessions"] = sessions
     settings = Settings(
@@ -135,7 +135,12 @@ def run(app: Any, at: socket.socket, started: Callable[[], None], log_level: str
     from volsam.server import heap
 
     heap.share()
-    logging.getLogger("volsam").setLevel(log_level.upper())
+    app.state.core.models.start()
+    logger = logging.getLogger("volsam")
+    # Warnings are made in any case: clients are told of those about their volume.
+    logger.setLevel(min(logging.getLevelName(log_level.upper()), logging.WARNING))
+    for handler in logger.handlers:
+        handler.setLevel(log_level.upper())
     config = uvicorn.Config(
         app,
         log_level=log_level,
@@ -163,6 +168,13 @@ def listening(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as reason:
         why = getattr(reason, "strerror", None) or str(reason)
         raise BadInput(f"cannot listen on {host} port {port}: {why}; choose another with --host and --port") from None
+
+
+def _names(models: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in models.split(","))
+    if not all(names):
+        raise BadInput(f"--models takes names or files with a comma between two, got {models!r}")
+    return names
 
 
 def _named(dialects: str | None) -> tuple[str, ...] | None:

@@ -47,7 +47,7 @@ def create_app(settings: Settings | None = None, model: Model | None = None) -> 
         description="Segment volumes by clicks. See docs/reference/http.md.",
         lifespan=lambda _: _alive(core),
         openapi_url=f"{api.PREFIX}/openapi.json",
-        docs_url=f"{api.PREFIX}/docs",
+        docs_url=None,  # its page would load scripts from another site
         redoc_url=None,
     )
     app.state.core = core
@@ -132,8 +132,9 @@ def _pages() -> set[str]:
 
 async def _refused(_: Request, error: Exception) -> Response:
     status, detail = status_of(error)
-    headers = error.headers if isinstance(error, Problem) else None
-    return JSONResponse(body_of(status, detail), status, headers)
+    if isinstance(error, Problem):
+        return JSONResponse({**body_of(status, detail), **error.more}, status, error.headers)
+    return JSONResponse(body_of(status, detail), status)
 
 
 async def _not_as_asked(_: Request, error: Exception) -> Response:

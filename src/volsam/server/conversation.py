@@ -63,6 +63,8 @@ class Conversation:
     device: Device
     annotator: str | None = None
     created: str = field(default_factory=now)
+    notes: Sequence[str] = ()
+    """What was warned of when the volume was read."""
     policy: Policy = "overlap"
     lock: threading.RLock = field(default_factory=threading.RLock)
     closed: bool = False
@@ -85,22 +87,32 @@ class Conversation:
         *,
         name: str = "object",
         annotator: str | None = None,
+        notes: Sequence[str] = (),
     ) -> Conversation:
         """A new conversation about a volume, saved."""
         session = Session(model, volume, object_name=name)
-        talk = cls(identity, session, origin, store, device, annotator)
+        talk = cls(identity, session, origin, store, device, annotator, notes=tuple(notes))
         talk._things.new(name)
         talk._save()
         return talk
 
     @classmethod
     def resume(
-        cls, identity: str, record: Mapping[str, Any], model: Model, volume: Volume, store: Store, device: Device
+        cls,
+        identity: str,
+        record: Mapping[str, Any],
+        model: Model,
+        volume: Volume,
+        store: Store,
+        device: Device,
+        *,
+        notes: Sequence[str] = (),
     ) -> Conversation:
         """Go on with a saved one: its prompts are answered again."""
         kept = record["server"]
         session = Session.from_record(record, model, volume, f"the saved session {identity}")
         talk = cls(identity, session, origin_of(record), store, device, kept.get("annotator"), kept["created"])
+        talk.notes = tuple(notes)
         talk._things = Things.of(kept)
         session.neighbours = bool(kept["neighbours"])
         if kept["policy"] != "overlap":

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from time import monotonic
@@ -34,7 +34,7 @@ from volsam.server.problems import Problem
 from volsam.server.settings import Settings
 from volsam.server.shelf import Shelf
 from volsam.server.store import Store
-from volsam.server.volumes import Origin, clean_name, keep_array, load
+from volsam.server.volumes import Origin, clean_name, keep_array, load, warned
 from volsam.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -131,8 +131,9 @@ class Core:
     ) -> Conversation:
         """Start a conversation about a volume in the folder of studies."""
         origin = Origin("study", study, frame, channel)
-        volume = load(origin, self.settings.studies, Path())
-        return self._start(lease, self.store.new(), volume, origin, model, name, annotator)
+        with warned() as notes:
+            volume = load(origin, self.settings.studies, Path())
+        return self._start(lease, self.store.new(), volume, origin, model, name, annotator, notes)
 
     def open_file(
         self,
@@ -153,8 +154,9 @@ class Core:
             origin = Origin("file", clean_name(file_name), frame, channel)
             (place / "upload").mkdir()
             shutil.move(upload, place / "upload" / origin.path)
-            volume = load(origin, None, place)
-            return self._start(lease, identity, volume, origin, model, name, annotator)
+            with warned() as notes:
+                volume = load(origin, None, place)
+            return self._start(lease, identity, volume, origin, model, name, annotator, notes)
         except BaseException:
             self.store.forget(identity)
             raise
@@ -211,8 +213,9 @@ class Core:
             name = str(record["model"])
             origin = origin_of(record)
             model = self.models[name if name in self.models.names else None]
-            volume = load(origin, self.settings.studies, self.store.place(identity))
-            return Conversation.resume(identity, record, model, volume, self.store, self.device)
+            with warned() as notes:
+                volume = load(origin, self.settings.studies, self.store.place(identity))
+            return Conversation.resume(identity, record, model, volume, self.store, self.device, notes=notes)
         except (LookupError, TypeError, ValueError, AttributeError):
             raise BadFile(f"the saved session {identity} is damaged: what is in it does not make a session") from None
 
@@ -237,6 +240,7 @@ class Core:
         model: str | None,
         name: str,
         annotator: str | None,
+        notes: Sequence[str] = (),
     ) -> Conversation:
         try:
             if not name.strip():
@@ -250,6 +254,7 @@ class Core:
                 self.device,
                 name=name,
                 annotator=annotator,
+                notes=notes,
             )
         except BaseException:
             self.store.forget(identity)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from volsam.errors import MissingExtra, NotSupported, VolsamError
 
@@ -29,11 +31,17 @@ OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory
 
 
 class Problem(VolsamError):
-    """An error with the HTTP status that says it best."""
+    """An error with the HTTP status that says it best.
 
-    def __init__(self, status: int, detail: str, **headers: str) -> None:
+    code: a word for programs where that of the status is too wide; facts: what else the body of the answer holds.
+    """
+
+    def __init__(
+        self, status: int, detail: str, *, code: str = "", facts: Mapping[str, Any] | None = None, **headers: str
+    ) -> None:
         super().__init__(detail)
         self.status = status
+        self.more = {**({"code": code} if code else {}), **(facts or {})}
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 

@@ -51,6 +51,12 @@ class Shelf:
                 self._loaded[name] = on_device(model, self._device, self._encodings)
             return self._loaded[name]
 
+    def start(self) -> None:
+        """Refuse at once what could not be asked; load the default, and files and runs, of which only that tells."""
+        for name in self.names:
+            if name == self.default or not _askable(name):
+                self[name]
+
     def is_loaded(self, name: str) -> bool:
         """Whether a session with it would start at once."""
         return name in self._loaded
@@ -58,6 +64,8 @@ class Shelf:
     def spine(self, name: str) -> Spine:
         """What is known of a model, without loading it."""
         from volsam.recipes import store
+        from volsam.recipes.methods.method import load_methods
+        from volsam.recipes.trained import place_of, record_of
 
         if name in known.shipped():
             recipe = known.shipped()[name]
@@ -65,4 +73,17 @@ class Shelf:
         if store.is_stored(name):
             card = store.stored(name).card
             return Spine(name, card.title, card.licence, card.prompts)
+        if (place := place_of(name)) is not None:
+            record = record_of(place)
+            title = load_methods()[record.method].title
+            return Spine(name, f"{title}, trained on {record.dataset}", record.licence, ())
         return Spine(name, Path(name).name, "unknown", ())
+
+
+def _askable(name: str) -> bool:
+    """Whether a name is that of a model whose weights are here and which takes prompts, without loading it."""
+    from volsam.recipes import store
+
+    if name in known.shipped():
+        return known.shipped()[name].present
+    return store.is_stored(name) and store.stored(name).present and bool(store.stored(name).card.prompts)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -19,6 +22,8 @@ from volsam.geometry import Grid
 from volsam.server.problems import Problem
 from volsam.server.store import when
 from volsam.volume import Volume
+
+log = logging.getLogger(__name__)
 
 LABELS = "labels"
 # What a session takes beside the volume: the regions that its predictor keeps.
@@ -120,6 +125,14 @@ def load(origin: Origin, studies: Path | None, folder: Path) -> Volume:
         return _stored_array(origin, folder)
     path = study_path(studies, origin.path) if origin.kind == "study" else folder / "upload" / origin.path
     source = read_header(path)
+    if origin.frame is None and source.frames > 1:
+        raise Problem(
+            400,
+            f"{path.name} holds {source.frames} frames: choose one of 0..{source.frames - 1}, with --frame of `volsam "
+            'view` or the field "frame" of a request',
+            code="frames",
+            facts={"frames": source.frames},
+        )
     # All channels of a frame are read; of formats in which frames cannot be told apart, all frames.
     numbers = prod(source.grid.shape) * source.values
     require_room(numbers * 4 + prod(source.grid.shape) * MASKS, path.name)
@@ -128,8 +141,29 @@ def load(origin: Origin, studies: Path | None, folder: Path) -> Volume:
         raise BadInput(f"channel {origin.channel} was asked for, but {path.name} holds {volume.channels}, from 0")
     data = volume.data[origin.channel : origin.channel + 1]
     if volume.channels > 1:
+        log.warning("%s has %d channels; channel %d is looked at", path.name, volume.channels, origin.channel)
         data = data.copy()  # lets go of the others
     return volume.with_data(data)
+
+
+@contextmanager
+def warned() -> Iterator[list[str]]:
+    """What is warned of while this thread reads, each text once."""
+    said: list[str] = []
+    reader = threading.get_ident()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == reader and record.getMessage() not in said:
+                said.append(record.getMessage())
+
+    listener = Listener(logging.WARNING)
+    logger = logging.getLogger("volsam")
+    logger.addHandler(listener)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(listener)
 
 
 def require_room(needed: int, name: str) -> None:

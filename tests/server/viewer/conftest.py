@@ -230,7 +230,10 @@ def viewer(chromium: str, server: Server) -> Iterator[Viewer]:
 
     with sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
-        page = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True).new_page()
+        context = browser.new_context(
+            viewport={"width": 1440, "height": 900}, color_scheme="dark", accept_downloads=True
+        )
+        page = context.new_page()
         made = Viewer(page, server.address)
         yield made
         browser.close()

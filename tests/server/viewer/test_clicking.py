@@ -172,6 +172,6 @@ def test_a_dicom_series_is_saved_as_dicom_seg(
     arriving.value.save_as(tmp_path / "labels.dcm")
     assert np.count_nonzero(highdicom.seg.segread(tmp_path / "labels.dcm").pixel_array) == voxels > 0
     viewer.page.keyboard.press("Control+s")
-    viewer.page.get_by_role("button", name="Save beside the scan").click()
+    viewer.page.get_by_role("button", name="Save into labels/final").click()
     viewer.page.wait_for_function("document.getElementById('toast').textContent.includes('labels/final/series.dcm')")
     assert (studies / "labels" / "final" / "series.dcm").is_file()

@@ -115,6 +115,7 @@ def state(talk: Conversation, session: Session, *, masks: bool = False) -> dict[
         "axes": grid.axes,
         "extent": {"low": low.tolist(), "high": high.tolist()},
         "intensity": talk.intensity,
+        "notes": list(talk.notes),
         "takes": taken(session),
         "plane": session.predictor.plane if isinstance(session.predictor, SlicePredictor) else None,
         "policy": talk.policy,

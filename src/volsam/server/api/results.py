@@ -195,6 +195,10 @@ def _written(
     stem = volume_name(study.name)
     ending = "dcm" if asked.format == "dicom_seg" else asked.format
     target, beside = place / f"{stem}.{ending}", place / f"{stem}.json"
+    there = target.exists()
+    if there and not asked.replace:
+        name = target.relative_to(root).as_posix()
+        raise Problem(409, f'{name} is there already: replace it with "replace", or give another "tag"', code="exists")
     write(target)
     with replacing(beside) as unfinished:
         unfinished.write_text(json.dumps(record), encoding="utf-8")
@@ -202,6 +206,7 @@ def _written(
         "path": target.relative_to(root).as_posix(),
         "record": beside.relative_to(root).as_posix(),
         "bytes": target.stat().st_size,
+        "replaced": there,
     }
 
 

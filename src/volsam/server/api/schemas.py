@@ -164,6 +164,7 @@ class Saving(Strict):
     tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] = "final"
     format: Literal["nii.gz", "nii", "nrrd", "mha", "dicom_seg"] = "nii.gz"
     objects: Annotated[list[ObjectNumber], Field(min_length=1, max_length=1000)] | None = None
+    replace: bool = True
 
 
 def as_prompt(sent: Any, grid: Grid, space: Space) -> Prompt:

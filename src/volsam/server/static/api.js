@@ -6,10 +6,9 @@ const KEY_PLACE = "volsam-key";
 
 /** What went wrong, in one sentence. `code` is the server's word for it; "gone" when the server does not answer. */
 export class ApiError extends Error {
-  constructor(status, code, detail) {
+  constructor(status, code, detail, facts = {}) {
     super(detail);
-    this.status = status;
-    this.code = code;
+    Object.assign(this, { status, code, facts });
   }
 }
 
@@ -81,8 +80,9 @@ export class Api extends EventTarget {
   }
 
   /** Send a file of this computer and open it. */
-  async upload(file, model) {
-    const query = new URLSearchParams({ name: file.name, ...(model ? { model } : {}) });
+  async upload(file, model, frame) {
+    const wish = Object.entries({ name: file.name, model, frame }).filter(([, value]) => value !== undefined && value !== "");
+    const query = new URLSearchParams(wish);
     const state = await (await this.response("POST", `session/file?${query}`, file)).json();
     this.session = state.id;
     return state;
@@ -165,9 +165,9 @@ export class Api extends EventTarget {
       throw new ApiError(0, "gone", "The server does not answer; is volsam still running?");
     }
     if (response.ok) return response;
-    const { detail, code } = await response.json().catch(() => ({}));
+    const { detail, code, ...facts } = await response.json().catch(() => ({}));
     if (response.status === 401) this.dispatchEvent(new Event("key"));
-    throw new ApiError(response.status, code ?? "unknown", sentence(detail ?? `the server answered ${response.status}`));
+    throw new ApiError(response.status, code ?? "unknown", sentence(detail ?? `the server answered ${response.status}`), facts);
   }
 
   #url(path) {

@@ -52,7 +52,7 @@ export class Panel {
     row.setAttribute("aria-current", current);
     const colour = element("input", { type: "color", value: object.colour, ariaLabel: `Colour of ${object.name}` });
     colour.addEventListener("change", () => session.change(object.id, { colour: colour.value }));
-    const name = element("input", { className: "name", value: object.name, spellcheck: false, ariaLabel: "Name" });
+    const name = element("input", { className: "name", value: object.name, title: object.name, spellcheck: false, ariaLabel: "Name" });
     name.dataset.focus = `name-${object.id}`;
     name.addEventListener("focus", () => current || session.select(object.id));
     name.addEventListener("keydown", (event) => event.key === "Enter" && name.blur());

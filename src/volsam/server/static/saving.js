@@ -1,6 +1,6 @@
 // Taking masks out of a session: into a file of this computer, or beside the scan.
 
-import { askSave } from "./sheets.js";
+import { ask, askSave } from "./sheets.js";
 
 /** Ask what to save and how, and do it. */
 export async function save(session, messages) {
@@ -10,8 +10,9 @@ export async function save(session, messages) {
   try {
     if (choice.place === "beside") {
       const format = choice.format === "dcm" ? "dicom_seg" : choice.format;
-      const { path } = await api.call("POST", "session/save", { tag: "final", format, objects: choice.objects });
-      messages.note(`Saved as ${path} in the folder of studies.`);
+      const wish = { tag: "final", format, objects: choice.objects };
+      const saved = await beside(api, wish);
+      if (saved) messages.note(`${saved.replaced ? "Replaced" : "Saved as"} ${saved.path} in the folder of studies.`);
       return;
     }
     const { path, name } = wanted(session, choice);
@@ -19,6 +20,17 @@ export async function save(session, messages) {
     messages.note("The masks were downloaded.");
   } catch (error) {
     messages.error(error);
+  }
+}
+
+/** Write labels beside the scan; null if older ones were there and are to stay. */
+async function beside(api, wish) {
+  try {
+    return await api.call("POST", "session/save", { ...wish, replace: false });
+  } catch (error) {
+    if (error.code !== "exists") throw error;
+    const yes = await ask("Labels of this scan are in labels/final already. Replace them?");
+    return yes ? api.call("POST", "session/save", { ...wish, replace: true }) : null;
   }
 }
 

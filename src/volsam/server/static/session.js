@@ -47,8 +47,8 @@ export class Session extends EventTarget {
     await this.#take(await this.api.call("GET", "session?masks=true"), true);
   }
 
-  async upload(file, model) {
-    await this.api.upload(file, model);
+  async upload(file, model, frame) {
+    await this.api.upload(file, model, frame);
     await this.#take(await this.api.call("GET", "session?masks=true"), true);
   }
 

@@ -10,6 +10,16 @@ export async function ask(text) {
   return (await answered(byId("ask"))) === "yes";
 }
 
+byId("frame-cancel").addEventListener("click", () => byId("frame-sheet").close());
+
+/** Which frame of several to open; null for none. */
+export async function askFrame(name, frames) {
+  byId("frame-text").textContent = `${name} holds ${frames} frames, such as time points. Which one, from 0 to ${frames - 1}?`;
+  byId("frame").max = frames - 1;
+  byId("frame").value = 0;
+  return (await answered(byId("frame-sheet"))) === "open" ? Number(byId("frame").value) : null;
+}
+
 /** Wait for the server's key. */
 export async function askKey() {
   await answered(byId("key-sheet"));
@@ -76,8 +86,8 @@ export class StartSheet {
 
   async #rows(study) {
     const open = element("button", { type: "button" });
-    const size = study.bytes ? `${(study.bytes / 2 ** 20).toFixed(1)} MiB` : "DICOM series";
-    open.append(element("span", { textContent: study.path }), element("small", { textContent: size }));
+    const size = study.bytes === undefined ? "DICOM series" : bytesAsRead(study.bytes);
+    open.append(element("span", { textContent: study.path, title: study.path }), element("small", { textContent: size }));
     open.addEventListener("click", () => this.#chosen({ study: study.path }));
     const rows = [item(open)];
     const asked = this.api.look(`sessions?${new URLSearchParams({ study: study.path })}`);
@@ -85,8 +95,9 @@ export class StartSheet {
     for (const saved of sessions.filter(({ prompts }) => prompts).slice(0, 3)) {
       const again = element("button", { type: "button", className: "resume" });
       const when = new Date(saved.modified).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+      const what = `Go on: ${saved.objects.join(", ")}`;
       again.append(
-        element("span", { textContent: `Go on: ${saved.objects.join(", ")}` }),
+        element("span", { textContent: what, title: what }),
         element("small", { textContent: `${saved.prompts} prompts, ${when}${saved.open ? ", open" : ""}` }),
       );
       again.addEventListener("click", () => this.#chosen({ resume: saved.id }));
@@ -100,7 +111,11 @@ export class StartSheet {
 export async function askSave(session, isDicom) {
   byId("save-current").textContent = session.current.name;
   byId("save-dicom").hidden = !isDicom;
-  byId("save-beside").hidden = !session.state.study;
+  const { study } = session.state;
+  byId("save-beside").hidden = byId("save-place").hidden = !study;
+  const folder = study?.split("/").slice(0, -1).join("/");
+  byId("save-place").textContent = `Download gives a file to this computer; the other button writes into ${
+    ["labels/final", folder].filter(Boolean).join("/")} of the folder of studies.`;
   const sheet = byId("save-sheet");
   const place = await answered(sheet);
   if (place !== "download" && place !== "beside") return null;
@@ -112,6 +127,11 @@ function answered(dialog) {
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((done) => dialog.addEventListener("close", () => done(dialog.returnValue), { once: true }));
+}
+
+function bytesAsRead(bytes) {
+  if (bytes >= 2 ** 20) return `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+  return bytes >= 1024 ? `${(bytes / 1024).toFixed(1)} KiB` : `${bytes} bytes`;
 }
 
 function item(child) {

@@ -4,16 +4,17 @@ import { Api } from "./api.js";
 import { Insight } from "./insight.js";
 import { fillSheet, listen } from "./keys.js";
 import { Messages } from "./messages.js";
-import { Panel, round } from "./panel.js";
+import { element, Panel, round } from "./panel.js";
 import { save } from "./saving.js";
 import { Session } from "./session.js";
-import { ask, askKey, StartSheet } from "./sheets.js";
+import { ask, askFrame, askKey, StartSheet } from "./sheets.js";
 import { Space } from "./space.js";
 import { TOOLS, Tools } from "./tools.js";
 import { View } from "./view.js";
 import { Volume } from "./volume.js";
 
 const SESSION_PLACE = "volsam-session";
+const THEME_PLACE = "volsam-theme";
 const SHOW_MS = 300; // between two looks at a scan that is arriving
 const SIZES = { normal: 1, large: 1.2, largest: 1.45 };
 const PICTURES = {
@@ -63,7 +64,7 @@ async function orResume(request) {
 async function open(choice) {
   messages.progress("Opening the scan", 0);
   try {
-    if (choice.file) await session.upload(choice.file, byId("model").value);
+    if (choice.file) await session.upload(choice.file, byId("model").value, choice.frame);
     else await session.open(choice);
   } catch (error) {
     messages.progress();
@@ -73,8 +74,15 @@ async function open(choice) {
       const yes = await ask("This session is open in another place. Take it over? Nothing in it is lost.");
       if (yes) return open({ ...choice, take: true });
     }
+    if (error.code === "frames") {
+      const frame = await askFrame(choice.file?.name ?? choice.study, error.facts.frames);
+      if (frame !== null) return open({ ...choice, frame });
+      return session.state ? undefined : start.show(open, { required: true });
+    }
     if (session.state) return messages.error(error);
-    return start.show(open, { required: true, trouble: error.message });
+    const missing = error.code === "not_found" && choice.study;
+    const trouble = missing ? `There is no scan ${choice.study} on this server: choose one below.` : error.message;
+    return start.show(open, { required: true, trouble });
   }
   return undefined;
 }
@@ -84,7 +92,10 @@ session.addEventListener("opened", async () => {
   sessionStorage.setItem(SESSION_PLACE, state.id);
   history.replaceState(null, "", `?session=${encodeURIComponent(state.id)}`);
   document.title = `${state.name} – volsam`;
-  byId("study").textContent = state.study ?? state.name;
+  byId("study").textContent = byId("study").title = state.study ?? state.name;
+  const notes = state.notes.map((note) => element("li", { textContent: withoutName(note, state.name) }));
+  byId("notes").replaceChildren(...notes);
+  byId("notes").hidden = !state.notes.length;
   byId("save").disabled = false;
   tools.deep = !session.takes("flat box");
   tools.choose(session.takes("point") ? "point" : "look");
@@ -94,6 +105,11 @@ session.addEventListener("opened", async () => {
   lookAtObject();
   await load(volume);
 });
+
+/** A warning about a file, whose name stands at the top of the page anyway. */
+function withoutName(note, name) {
+  return note.startsWith(name) ? `This scan${note.slice(name.length).replace(/^(\.\w+)+/, "")}` : note;
+}
 
 /** Fetch the voxels; slices appear as they come. */
 async function load(volume) {
@@ -154,7 +170,8 @@ view.send = async (prompt, began) => {
     const { duration } = performance.measure("prompt-to-mask", { start: began, end: performance.now() });
     const model = 1000 * (answer.seconds?.total ?? 0);
     window.volsam.lastServerMs = model;
-    byId("times").textContent = `${duration.toFixed(0)} ms to the mask, ${model.toFixed(0)} of them on the server`;
+    const told = `${duration.toFixed(0)} ms to the mask, ${model.toFixed(0)} of them on the server`;
+    byId("times").textContent = byId("times").title = told;
   }));
   return tell(answer);
 };
@@ -235,7 +252,10 @@ const commands = {
   3: () => view.enlarge("sagittal"),
   4: () => view.enlarge("space"),
   a: () => setSize(after(Object.keys(SIZES), document.documentElement.dataset.size)),
-  d: () => setTheme(after(["dark", "light"], document.documentElement.dataset.theme)),
+  d: () => {
+    setTheme(after(["dark", "light"], document.documentElement.dataset.theme));
+    localStorage.setItem(THEME_PLACE, document.documentElement.dataset.theme);
+  },
   "?": () => byId("help-sheet").showModal(),
   undo: () => step("undo"),
   redo: () => step("redo"),
@@ -273,7 +293,6 @@ function toggle(id, field) {
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  localStorage.setItem("volsam-theme", theme);
 }
 
 function setSize(size) {
@@ -318,13 +337,16 @@ function paintTools() {
   }
   const plus = tools.positive;
   byId("sign").dataset.sign = plus ? "plus" : "minus";
-  byId("sign").innerHTML = `<b aria-hidden="true">${plus ? "+" : "−"}</b>${plus ? "Add" : "Take away"}`;
+  const sign = `M5 12h14${plus ? "M12 5v14" : ""}`;
+  const picture = `<svg viewBox="0 0 24 24" aria-hidden="true"><path d="${sign}"/></svg>`;
+  byId("sign").innerHTML = `${picture}${plus ? "Add" : "Take away"}`;
   byId("deep").hidden = tools.tool !== "box";
   byId("deep").textContent = tools.deep ? "3D box" : "One slice";
   byId("hint").textContent = session.current?.locked ? "This object is locked: K unlocks it." : tools.hint;
 }
 
-setTheme(localStorage.getItem("volsam-theme") ?? "dark"); // scans are read in the dark, whatever the desktop is like
+const bright = matchMedia("(prefers-color-scheme: light)").matches;
+setTheme(localStorage.getItem(THEME_PLACE) ?? (bright ? "light" : "dark"));
 setSize(localStorage.getItem("volsam-size") ?? "normal");
 paintTools();
 begin().catch(retry);
