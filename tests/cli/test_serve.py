@@ -88,6 +88,13 @@ def test_an_automatic_model_is_refused_at_the_start(type_, tmp_path, monkeypatch
         assert "volsam predict" in line
 
 
+@pytest.fixture
+def a_quiet_uvicorn(monkeypatch):
+    """It closes the handlers of all libraries when it sets up its own, some of which then close pytest's streams."""
+    monkeypatch.setattr("uvicorn.Config.configure_logging", lambda self: None)
+
+
+@pytest.mark.usefixtures("a_quiet_uvicorn")
 def test_models_that_are_known_are_served(type_, monkeypatch, tmp_path):
     served = []
     monkeypatch.setattr("uvicorn.Server.run", lambda self, **_: served.append(self.config.app.state.core.models))
@@ -97,6 +104,7 @@ def test_models_that_are_known_are_served(type_, monkeypatch, tmp_path):
     assert [models.is_loaded(name) for name in models.names] == [True, False]
 
 
+@pytest.mark.usefixtures("a_quiet_uvicorn")
 def test_warnings_are_made_for_clients_even_where_the_terminal_is_to_be_still(type_, monkeypatch, tmp_path):
     def speak(*_, **__):
         assert logging.getLogger("volsam.data.nifti").isEnabledFor(logging.WARNING)
