@@ -62,6 +62,12 @@ def type_() -> Type:
 
 
 @pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time of a small report, and have tests of their own."""
+    monkeypatch.setattr("volsam.evaluation.figures.available", lambda: False)
+
+
+@pytest.fixture
 def a_model(monkeypatch: pytest.MonkeyPatch) -> BrightModel:
     """What every name of a model stands for in a test."""
     model = BrightModel()

@@ -27,10 +27,7 @@ from .lesions import write_lesions
 RECORDED = Path(__file__).parent.parent / "reference"
 
 
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of the time of a small report, and have tests of their own."""
-    monkeypatch.setattr("volsam.evaluation.figures.available", lambda: False)
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 @pytest.fixture

@@ -15,10 +15,7 @@ from volsam.data.io import read_volume, write_volume
 from .conftest import error_of
 from .lesions import LABELS, write_lesions
 
-
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("volsam.evaluation.figures.available", lambda: False)
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 def rows_of(report: Path) -> list[dict[str, str]]:

@@ -21,10 +21,7 @@ from volsam.volume import Volume
 from .conftest import error_of
 from .lesions import SHAPE, write_lesions
 
-
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("volsam.evaluation.figures.available", lambda: False)
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 class BrightSlices(SliceModel):
