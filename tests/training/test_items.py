@@ -162,6 +162,18 @@ def test_slices_do_not_flow_into_one_another() -> None:
     torch.testing.assert_close(blur(torch.ones(2, 5, 9, 9), (1.0, 1.0, 1.0)), torch.ones(2, 5, 9, 9))
 
 
+@pytest.mark.parametrize("strength", ["full", "strong"])
+def test_values_of_a_slice_do_not_depend_on_other_slices(strength: Strength) -> None:
+    one = np.random.default_rng(0).normal(size=(1, 5, 16, 16)).astype(np.float32)
+    other = one.copy()
+    other[:, 2:4] = one[:, 2:4, ::-1]  # nothing that is drawn by the lowest and the highest value differs
+    for number in range(20):
+        first, second = (
+            Augment(strength, turn=(0,)).values(image, np.random.default_rng(number)) for image in (one, other)
+        )
+        np.testing.assert_allclose(first[:, :2], second[:, :2], atol=1e-5)
+
+
 def test_brightness_wanders_smoothly_where_changes_are_strong() -> None:
     dark = np.zeros((2, 24, 32, 40), np.float32)
     random = np.random.default_rng(5)

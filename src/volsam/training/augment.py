@@ -40,6 +40,7 @@ class Augment:
         self.more = strength in ("full", "strong")
         self.flip = flip
         self.turn = turn
+        self.slices = turn == (0,)
 
     def places(
         self,
@@ -83,11 +84,14 @@ class Augment:
         if not self.more:
             return np.ascontiguousarray(image, np.float32)
         often, most = BLURS[self.strength]
-        blurred = torch.from_numpy(np.ascontiguousarray(image, np.float32))
+        seen = torch.from_numpy(np.ascontiguousarray(image, np.float32))
         if random.random() < often:
-            axes = 2 if self.turn == (0,) else 3
-            blurred = blur(blurred, random.uniform(LEAST_BLUR, most, axes).tolist())
-        return np.asarray(self._drawn(self._intensity, random)(blurred), np.float32)
+            seen = blur(seen, random.uniform(LEAST_BLUR, most, 2 if self.slices else 3).tolist())
+        if self.strength == "strong":
+            # A stack counts as an image of many channels, so that its slices do not run into each other.
+            flat = seen.flatten(0, 1) if self.slices else seen
+            seen = self._drawn(self._coarser, random)(flat).reshape(seen.shape)
+        return np.asarray(self._drawn(self._intensity, random)(seen), np.float32)
 
     @staticmethod
     def _drawn(transform: Any, random: np.random.Generator) -> Callable[[Any], Any]:
@@ -100,8 +104,8 @@ class Augment:
 
         strong = self.strength == "strong"
         turns = [(0.5 if strong else 0.35) if axis in self.turn else 0.0 for axis in range(3)]
-        zooms = [(0.3 if strong else 0.2) if axis in self.turn or self.turn == (0,) else 0.0 for axis in range(3)]
-        if self.turn == (0,):  # slices keep their distance
+        zooms = [(0.3 if strong else 0.2) if axis in self.turn or self.slices else 0.0 for axis in range(3)]
+        if self.slices:  # they keep their distance
             zooms[0] = 0.0
         affine = RandAffined(
             keys=("image", "label", "known"),
@@ -111,7 +115,7 @@ class Augment:
             mode=("bilinear", "nearest", "nearest"),
             padding_mode=("border", "border", "zeros"),
         )
-        if not strong or self.turn == (0,):
+        if not strong or self.slices:
             return [affine]
         bent = RandGridDistortiond(
             keys=("image", "label", "known"),
@@ -124,6 +128,13 @@ class Augment:
         return [affine, bent]
 
     @cached_property
+    def _coarser(self) -> Any:
+        from monai.transforms.spatial.array import RandSimulateLowResolution
+
+        mode = "bilinear" if self.slices else "trilinear"
+        return RandSimulateLowResolution(prob=0.2, upsample_mode=mode, zoom_range=(0.5, 1.0))
+
+    @cached_property
     def _intensity(self) -> Any:
         from monai.transforms.compose import Compose
         from monai.transforms.intensity.array import (
@@ -134,12 +145,10 @@ class Augment:
             RandScaleIntensity,
             RandShiftIntensity,
         )
-        from monai.transforms.spatial.array import RandSimulateLowResolution
 
         if self.strength == "strong":
             return Compose(
                 [
-                    RandSimulateLowResolution(prob=0.2, zoom_range=(0.5, 1.0)),
                     RandHistogramShift(num_control_points=(5, 10), prob=0.5),
                     RandBiasField(degree=2, coeff_range=(0.0, 0.3), prob=0.3),
                     RandScaleIntensity(0.4, prob=0.5),
