@@ -1,6 +1,7 @@
 """The program as a whole."""
 
 import os
+import runpy
 import sys
 import warnings
 
@@ -41,3 +42,12 @@ def test_the_console_script_runs(monkeypatch, capsys):
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"volsam {volsam.__version__}\n"
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_it_runs_as_a_module_too(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["volsam", "--version"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+        runpy.run_module("volsam", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"volsam {volsam.__version__}\n"

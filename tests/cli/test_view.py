@@ -10,6 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 
+from volsam.data.io import read_volume
+
 from .conftest import Type, error_of
 
 
@@ -55,6 +57,24 @@ def test_the_scan_is_opened_in_the_browser_from_a_server_on_this_machine_alone(
     assert address in result.stderr
     settings = a_stage.app.state.core.settings
     assert (settings.host, settings.studies, settings.dialects) == ("127.0.0.1", a_scan.parent, ())
+
+
+def test_the_scan_is_read_once(type_: Type, a_scan: Path, a_stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    from volsam.server import volumes
+
+    read: list[Path] = []
+    monkeypatch.setattr(
+        volumes, "read_volume", lambda path, **options: (read.append(path), read_volume(path, **options))[1]
+    )
+    type_("view", a_scan)
+    core = a_stage.app.state.core
+    lease = core.claim()
+    first = core.open_study(lease, a_scan.name)
+    assert read == [a_scan]
+    np.testing.assert_array_equal(first.session.volume.data, read_volume(a_scan).data)
+    core.open_study(lease, a_scan.name)  # whoever opens it later sees what the file is by then
+    assert read == [a_scan, a_scan]
+    core.shut_down()
 
 
 def test_names_are_written_as_addresses_want_them(type_: Type, a_scan: Path, a_stage: Stage) -> None:

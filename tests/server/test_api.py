@@ -295,6 +295,16 @@ def test_of_several_channels_the_one_that_is_looked_at_is_told(ana, studies):
     assert ana.open("two.nii.gz", channel=1)["notes"] == ["two.nii.gz has 2 channels; channel 1 is looked at"]
 
 
+def test_numbers_of_an_uploaded_array_that_are_none_are_told(ana):
+    values = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+    values[1, 2, :3] = np.nan
+    head = {"shape": [8, 8, 8], "dtype": "float32", "affine": np.eye(4).tolist(), "order": "C", "name": "mri"}
+    state = ana.ask("POST", "/session/array", 201, content=values.tobytes(), headers={"X-Meta": json.dumps(head)})
+    low = float(np.nanmin(values))
+    assert state["notes"] == [f"mri: 3 voxels are NaN or infinite; NaN is read as {low:g}"]
+    assert state["intensity"]["low"] == low
+
+
 def test_another_thread_does_not_warn_of_this_volume():
     with warned() as notes:
         other = threading.Thread(target=lambda: logging.getLogger("volsam.data.io").warning("of another"))

@@ -37,12 +37,11 @@ def view(
     if not image.exists():
         raise BadFile(f"{image}: there is no such file or folder; give the scan to look at")
     create_app, Settings = parts("volsam view")
-    from volsam.server.volumes import Origin, load
-
-    load(Origin("study", image.name, frame, channel or 0), image.parent, image.parent)  # refused here, not in the page
     # No other tool is meant to come here, so no other protocol is spoken.
     chosen = {"models": (model,)} if model else {}
     settings = Settings(host=HOST, port=port, studies=image.parent, dialects=(), device=device, **chosen)
+    app = create_app(settings)
+    app.state.core.read_ahead(image.name, frame=frame, channel=channel or 0)  # refused here, not in the page
     wanted = {"study": image.name, "frame": frame, "channel": channel}
     query = urlencode({name: value for name, value in wanted.items() if value is not None})
     with listening(HOST, port) as socket:
@@ -53,4 +52,4 @@ def view(
             if not no_browser and not webbrowser.open(address):
                 say("no browser was found here: open the address in one")
 
-        run(create_app(settings), socket, started)
+        run(app, socket, started)

@@ -55,7 +55,7 @@ def read_volume(path: str | os.PathLike[str], *, frame: int | None = None) -> Vo
     path = Path(path)
     with one_line(path):
         source = _open(path)
-        data = _finite(source.load(_chosen_frame(frame, source.frames, path)), path)
+        data = with_finite_values(source.load(_chosen_frame(frame, source.frames, path)), path.name)
     return Volume(data, source.grid, volume_name(path), source.header)
 
 
@@ -162,17 +162,17 @@ def _chosen_frame(frame: int | None, frames: int, path: Path) -> int:
     return frame
 
 
-def _finite(data: Values, path: Path) -> Values:
-    """Put finite values in place of NaN and infinities; a file without any finite value is refused."""
+def with_finite_values(data: Values, name: str) -> Values:
+    """Finite values in place of NaN and infinities, in the array itself; one without any finite value is refused."""
     if data.dtype.kind != "f" or (np.isfinite(data.min()) and np.isfinite(data.max())):
         return data
     finite = np.isfinite(data)
     if not finite.any():
-        raise BadFile(f"{path.name} holds no finite value (all are NaN or infinite): export it again")
+        raise BadFile(f"{name} holds no finite value (all are NaN or infinite): export it again")
     low = float(np.min(data, where=finite, initial=np.inf))
     high = float(np.max(data, where=finite, initial=-np.inf))
     bad = finite.size - np.count_nonzero(finite)
-    log.warning("%s: %d voxels are NaN or infinite; NaN is read as %g", path.name, bad, low)
+    log.warning("%s: %d voxels are NaN or infinite; NaN is read as %g", name, bad, low)
     return np.nan_to_num(data, copy=False, nan=low, posinf=high, neginf=low)
 
 

@@ -58,6 +58,7 @@ class Core:
         # What has to end before the server does, of dialects.
         self.endings: list[Callable[[], None]] = []
         self._resuming: set[str] = set()
+        self._ahead: tuple[Origin, Volume, list[str]] | None = None
         self._untidy = False
         self._lock = threading.Lock()
 
@@ -131,8 +132,7 @@ class Core:
     ) -> Conversation:
         """Start a conversation about a volume in the folder of studies."""
         origin = Origin("study", study, frame, channel)
-        with warned() as notes:
-            volume = load(origin, self.settings.studies, Path())
+        volume, notes = self._read(origin, Path())
         return self._start(lease, self.store.new(), volume, origin, model, name, annotator, notes)
 
     def open_file(
@@ -154,12 +154,26 @@ class Core:
             origin = Origin("file", clean_name(file_name), frame, channel)
             (place / "upload").mkdir()
             shutil.move(upload, place / "upload" / origin.path)
-            with warned() as notes:
-                volume = load(origin, None, place)
+            volume, notes = self._read(origin, place)
             return self._start(lease, identity, volume, origin, model, name, annotator, notes)
         except BaseException:
             self.store.forget(identity)
             raise
+
+    def read_ahead(self, study: str, *, frame: int | None = None, channel: int = 0) -> None:
+        """Read a study before anybody asks for it, which refuses it if it will not do; who opens it first has it."""
+        origin = Origin("study", study, frame, channel)
+        self._ahead = (origin, *self._read(origin, Path()))
+
+    def _read(self, origin: Origin, folder: Path) -> tuple[Volume, list[str]]:
+        """The volume of a session, and what was warned of meanwhile."""
+        with self._lock:
+            if self._ahead is not None and self._ahead[0] == origin:
+                (_, volume, notes), self._ahead = self._ahead, None
+                return volume, notes
+        with warned() as notes:
+            volume = load(origin, self.settings.studies, folder)
+        return volume, notes
 
     def open_volume(
         self,
@@ -169,13 +183,14 @@ class Core:
         model: str | None = None,
         name: str = "object",
         annotator: str | None = None,
+        notes: Sequence[str] = (),
     ) -> Conversation:
         """Start a conversation about a volume of one channel that came as an array; it is kept on disk."""
         identity = self.store.new()
         try:
             keep_array(volume, self.store.place(identity))
             origin = Origin("array", volume.name, affine=volume.grid.affine.tolist())
-            return self._start(lease, identity, volume, origin, model, name, annotator)
+            return self._start(lease, identity, volume, origin, model, name, annotator, notes)
         except BaseException:
             self.store.forget(identity)
             raise
@@ -213,8 +228,7 @@ class Core:
             name = str(record["model"])
             origin = origin_of(record)
             model = self.models[name if name in self.models.names else None]
-            with warned() as notes:
-                volume = load(origin, self.settings.studies, self.store.place(identity))
+            volume, notes = self._read(origin, self.store.place(identity))
             return Conversation.resume(identity, record, model, volume, self.store, self.device, notes=notes)
         except (LookupError, TypeError, ValueError, AttributeError):
             raise BadFile(f"the saved session {identity} is damaged: what is in it does not make a session") from None

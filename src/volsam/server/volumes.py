@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from volsam.data import memory
-from volsam.data.io import READABLE, read_header, read_volume, volume_name
+from volsam.data.io import READABLE, read_header, read_volume, volume_name, with_finite_values
 from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.server.problems import Problem
@@ -233,12 +233,7 @@ def as_volume(values: np.ndarray[Any, Any], grid: Grid, name: str, channel: int 
     one = channels[channel]
     wide = one.dtype.kind == "f" and one.dtype.itemsize != 4
     kept = np.array(one, dtype=np.float32 if wide else one.dtype.newbyteorder("="), order="F")
-    if kept.dtype.kind == "f" and not np.isfinite(kept).all():
-        finite = kept[np.isfinite(kept)]
-        if finite.size == 0:
-            raise BadInput(f"{name} holds no finite value (all are NaN or infinite): export it again")
-        kept = np.nan_to_num(kept, copy=False, nan=finite.min(), posinf=finite.max(), neginf=finite.min())
-    return Volume(kept[None], grid, name)
+    return Volume(with_finite_values(kept, name)[None], grid, name)
 
 
 def keep_array(volume: Volume, folder: Path) -> None:

@@ -23,7 +23,7 @@ from volsam.server.conversation import Conversation
 from volsam.server.core import Core
 from volsam.server.device import Clock
 from volsam.server.uploads import ArrayBytes, into_file, upload_limit
-from volsam.server.volumes import array_plan, study_path, volume_of
+from volsam.server.volumes import array_plan, study_path, volume_of, warned
 
 Frame = Annotated[int | None, Query(ge=0)]
 Channel = Annotated[int, Query(ge=0)]
@@ -109,8 +109,11 @@ def router(core: Core) -> APIRouter:
                 await received.take(request)
 
             def start() -> Conversation:
-                volume = volume_of(plan, received.whole(), head.channel)
-                return core.open_volume(lease, volume, model=head.model, name=head.object, annotator=head.annotator)
+                with warned() as notes:
+                    volume = volume_of(plan, received.whole(), head.channel)
+                return core.open_volume(
+                    lease, volume, model=head.model, name=head.object, annotator=head.annotator, notes=notes
+                )
 
             with clock("open"):
                 talk = await run_in_threadpool(start)
