@@ -61,14 +61,6 @@ def test_steps_that_minutes_overrule_are_not_ignored_in_silence(a_dataset, tmp_p
     assert "has no effect" not in said(*words)[1]
 
 
-def test_voxels_to_be_ignored_are_told_of(tmp_path):
-    labels = {"background": 0, "ball": 1, "ignore": 2}
-    folder = make_dataset(tmp_path / "Dataset002_Ignore", labels=labels).folder
-    code, output = said("train", "unet", folder, "-o", tmp_path / "run", "--dry-run", *QUICK)
-    assert code == 0, output
-    assert "labels as ignore are learnt as background" in output
-
-
 def test_a_stopped_run_says_how_to_go_on(a_dataset, tmp_path, monkeypatch):
     from volsam.cli import train
 

@@ -6,16 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from volsam.data.dataset import Case, read_image, read_label
+from volsam.data.dataset import IGNORE, Case, read_image, read_label
 from volsam.data.splits import chosen_cases
 from volsam.errors import BadInput
 from volsam.evaluation.cvpr2025 import read_task
 from volsam.evaluation.protocol import Objects
 from volsam.evaluation.study import Scene
 from volsam.prompts import Box
-
-# What nnU-Net calls the label of voxels whose truth is not known.
-IGNORE = "ignore"
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def source_of(folder: Path, split: str | None, fold: int, wanted: Sequence[str] 
 
     def read(case: Case) -> Scene:
         volume = read_image(case)
-        return Scene(case.name, volume, Objects(read_label(case, volume.grid), values, dataset.labels.get(IGNORE)))
+        return Scene(case.name, volume, Objects(read_label(case, volume.grid), values, dataset.ignored))
 
     said = f"{split or 'test'}, fold {fold}" if fold else split or "test"
     return Source(dataset.name, said, values, dataset.labels, tuple(cases), read)

@@ -166,8 +166,6 @@ def _warn(job: Job, dataset: Dataset) -> None:
             f"warning: {job.method.name} sees one channel, {dataset.channels[0]}, of the {len(dataset.channels)} that "
             f"{dataset.name} has; unet, dynunet and their like see all"
         )
-    if "ignore" in dataset.labels:
-        say(f"warning: voxels that {dataset.name} labels as ignore are learnt as background, though not scored")
     others = [name for name in dataset.objects if name not in job.plan.labels]
     if others and "object" in type(job.config).model_fields:
         say(

@@ -32,6 +32,8 @@ Table: TypeAlias = dict[str, Any]
 FOLDERS: dict[Part, tuple[str, str]] = {"training": ("imagesTr", "labelsTr"), "test": ("imagesTs", "labelsTs")}
 # Two grids are the same place when no corner voxel lies farther apart than this part of a voxel; headers are float32.
 SAME_PLACE = 0.02
+# What nnU-Net calls the label of voxels whose truth is not known.
+IGNORE = "ignore"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,12 @@ class Dataset:
     @property
     def objects(self) -> dict[str, int]:
         """The labels without the background and without nnU-Net's "ignore"."""
-        return {name: value for name, value in self.labels.items() if value != 0 and name != "ignore"}
+        return {name: value for name, value in self.labels.items() if value != 0 and name != IGNORE}
+
+    @property
+    def ignored(self) -> int | None:
+        """The value of voxels whose truth is not known, nnU-Net's "ignore"; None where all are known."""
+        return self.labels.get(IGNORE)
 
     def case(self, name: str) -> Case:
         """The case of that name."""

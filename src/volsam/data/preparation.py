@@ -26,9 +26,13 @@ from volsam.geometry import Grid, resample
 from volsam.volume import Volume
 
 # Changes when what is kept on disk would be another thing for the same settings.
-FORMAT = 2
+FORMAT = 3
 # Voxels of a class that are remembered to draw patches around.
 PLACES = 4096
+# The class of voxels whose truth is not known.
+UNKNOWN = 255
+# The least part of a voxel that has to be known for it to have another class.
+LEAST_KNOWN = 0.05
 # At most this many voxels of a volume are looked at to find percentiles.
 SAMPLE = 1 << 18
 
@@ -68,16 +72,25 @@ class Preparation(BaseModel, frozen=True, extra="forbid"):
         channels = [np.asarray(resample(data, volume.grid, target, mode="area"), np.float32) for data in volume.data]
         return np.stack([self.scale(values)(values) for values in channels])
 
-    def label(self, values: NDArray[np.integer], grid: Grid, wanted: Sequence[int]) -> NDArray[np.uint8]:
-        """(d, h, w): the place in `wanted` of every voxel's value; of several in one voxel, the one that fills most."""
+    def label(
+        self, values: NDArray[np.integer], grid: Grid, wanted: Sequence[int], ignored: int | None = None
+    ) -> NDArray[np.uint8]:
+        """(d, h, w): the place in `wanted` of every voxel's value; of several in one voxel, the one that fills most of
+        what is known there, and `UNKNOWN` where next to nothing is but `ignored`.
+        """
         target = self.grid(grid)
-        best = np.full(target.shape, 0.5, np.float32)
-        found = np.zeros(target.shape, np.uint8)
+
+        def share_of(value: int) -> NDArray[np.float32]:
+            return np.asarray(resample((values == value).astype(np.float32), grid, target, mode="area"), np.float32)
+
+        unknown = np.zeros(target.shape, np.float32) if ignored is None else share_of(ignored)
+        best = 0.5 * (1 - unknown)
+        found = np.where(unknown > 1 - LEAST_KNOWN, UNKNOWN, 0).astype(np.uint8)
         for index, value in enumerate(wanted):
             if index == 0:
                 continue
-            share = np.asarray(resample((values == value).astype(np.float32), grid, target, mode="area"), np.float32)
-            found[share >= best] = index
+            share = share_of(value)
+            found[(share >= best) & (found != UNKNOWN)] = index
             best = np.maximum(best, share)
         return found
 
@@ -151,8 +164,8 @@ def _median(cases: Iterable[Case], axes: str) -> tuple[NDArray[np.float64], NDAr
 class Prepared:
     """A case as a network sees it; the arrays are read from disk where they are touched.
 
-    image: (c, d, h, w), half precision; label: (d, h, w), the class of every voxel; places: for each class but the
-    background, some of its voxels (n, 3).
+    image: (c, d, h, w), half precision; label: (d, h, w), the class of every voxel, or `UNKNOWN`; places: for each
+    class but the background, some of its voxels (n, 3).
     """
 
     name: str
@@ -168,6 +181,7 @@ def prepare(
     folder: Path,
     progress: Callable[[Sequence[Case]], Iterable[Case]] = iter,
     declared: Collection[int] | None = None,
+    ignored: int | None = None,
 ) -> list[Prepared]:
     """Every case, made once and kept below `folder` for the next time.
 
@@ -178,19 +192,31 @@ def prepare(
         folder: where results are kept.
         progress: passes on the cases, and may show how far it is.
         declared: values that the dataset has a name for; `values` if nothing is said.
+        ignored: the value of voxels whose truth is not known.
 
     Raises:
         BadInput: a label holds a value that is not declared.
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = {0, *values, *(declared or ())}
-    return [_prepared(case, preparation, values, folder, known) for case in progress(cases)]
+    return [_prepared(case, preparation, values, folder, known, ignored) for case in progress(cases)]
 
 
 def _prepared(
-    case: Case, preparation: Preparation, values: Sequence[int], folder: Path, declared: Collection[int]
+    case: Case,
+    preparation: Preparation,
+    values: Sequence[int],
+    folder: Path,
+    declared: Collection[int],
+    ignored: int | None,
 ) -> Prepared:
-    about = [preparation.model_dump(mode="json"), list(values), sorted(declared), str(case.images[0].resolve())]
+    about = [
+        preparation.model_dump(mode="json"),
+        list(values),
+        sorted(declared),
+        ignored,
+        str(case.images[0].resolve()),
+    ]
     told = json.dumps([FORMAT, *about])
     files = (path.stat() for path in (*case.images, *([case.label] if case.label else [])))
     # The time of change notices a voxel that was drawn anew, without reading the files.
@@ -206,7 +232,7 @@ def _prepared(
                 f"{case.label}: dataset.json has no name for the label values {', '.join(map(str, strange[:5]))}: give "
                 "them one there, and see `volsam data check`"
             )
-        label = preparation.label(drawn, volume.grid, values)
+        label = preparation.label(drawn, volume.grid, values, ignored)
         for path, array in ((image_file, image), (label_file, label)):
             with replacing(path) as unfinished, unfinished.open("wb") as file:
                 np.save(file, array)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from volsam.data.preparation import UNKNOWN
 from volsam.models.dense_prompt import DensePromptNet, Part
 from volsam.models.features import Features
 from volsam.models.prompt_maps import NOWHERE, Prompts
@@ -38,25 +39,32 @@ class Targets:
 
     image: (b 3 n n n) as the network sees it; masks: (tb 1 n n n) in 0..1, t objects of each image, first ones first;
     wholes: (tb,) size of each object in voxels of the region, with what lies outside of it; clicks: (tb 3) where the
-    region was centred, `NOWHERE` if that says nothing.
+    region was centred, `NOWHERE` if that says nothing; known: (tb 1 n n n), 1 where the truth is known and 0 where it
+    is not, where the masks are 0 too; None if it is everywhere.
     """
 
     image: Tensor
     masks: Tensor
     wholes: Tensor
     clicks: Tensor
+    known: Tensor | None = None
 
     @property
     def half(self) -> Float[Tensor, "tb 1 d h w"]:
         """The masks at half size."""
         return F.avg_pool3d(self.masks, 2)
 
+    @property
+    def half_known(self) -> Float[Tensor, "tb 1 d h w"] | None:
+        """How far the truth is known, at half size."""
+        return None if self.known is None else F.avg_pool3d(self.known, 2)
+
 
 class DenseClickTask(nn.Module):
     """volsam-s in simulated conversations.
 
-    A batch holds `image` (b 3 n n n), `label` (b n n n), 1 in the object, and `whole` (b,), the size of the object in
-    voxels with what lies outside of the image.
+    A batch holds `image` (b 3 n n n), `label` (b n n n), 1 in the object and `UNKNOWN` where nothing is to be learnt,
+    and `whole` (b,), the size of the object in voxels with what lies outside of the image.
 
     early: part of the schedule in which conversations are short.
     """
@@ -73,9 +81,11 @@ class DenseClickTask(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`loss` of the turns that were learnt from, `first` and `dice`: after the first turn and the last."""
-        masks = rearrange(batch["label"], "b d h w -> b 1 d h w").to(batch["image"].dtype)
+        label = rearrange(batch["label"], "b d h w -> b 1 d h w")
+        masks, known = ((label == 1).to(batch["image"].dtype), label != UNKNOWN)
         nowhere = torch.full((len(masks), 3), NOWHERE, device=masks.device)
-        targets = Targets(batch["image"], masks, batch["whole"].to(masks.dtype), nowhere)
+        given = None if known.all() else known.to(masks.dtype)
+        targets = Targets(batch["image"], masks, batch["whole"].to(masks.dtype), nowhere, given)
         generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
         loss, dice = converse(self.network, targets, self.is_early, generator)
         return {"loss": loss, "first": torch.tensor(dice[0]), "dice": torch.tensor(dice[-1])}
@@ -94,7 +104,8 @@ def converse(
     frozen = Features(features.embedding.detach(), tuple(tap.detach() for tap in features.taps), features.image)
     part = _drawn_part(targets.image.shape[-3:], generator)
     skip = network.fine_skip(features, part)
-    half = targets.half
+    half, known = targets.half, targets.half_known
+    known_part = None if targets.known is None else targets.known[(..., *part)]
     prompts = first_prompts(targets, generator)
     loss, scores = torch.zeros((), device=targets.image.device), []
     for turn in range(turns):
@@ -102,13 +113,13 @@ def converse(
             draft = network.draft(features if turn in learned else frozen, prompts)
             if turn in learned:
                 fine = network.refine(features, prompts, draft, part, skip)
-                items = overlap_of_masks(draft.half, half) + 0.5 * near_clicks(draft.half, half, prompts)
-                items = items + 0.5 * overlap_of_masks(fine, targets.masks[(..., *part)])
-                dice = overlap(draft.half.detach(), half, targets.wholes)
+                items = overlap_of_masks(draft.half, half, known) + 0.5 * near_clicks(draft.half, half, prompts, known)
+                items = items + 0.5 * overlap_of_masks(fine, targets.masks[(..., *part)], known_part)
+                dice = overlap(draft.half.detach(), half, targets.wholes, known)
                 loss = loss + items.mean() + 0.5 * F.smooth_l1_loss(draft.quality[:, 0], dice, beta=0.1)
-        scores.append(float(overlap(draft.half.detach(), half).mean()))
+        scores.append(float(overlap(draft.half.detach(), half, known=known).mean()))
         if turn + 1 < turns:
-            prompts = next_prompts(prompts, draft.half.detach(), half, turn + 1, generator)
+            prompts = next_prompts(prompts, draft.half.detach(), half, turn + 1, generator, known)
     return loss / len(learned), scores
 
 
@@ -173,12 +184,20 @@ def _drawn_box(places: Tensor, click: Tensor, last: Tensor, generator: torch.Gen
     return low, high
 
 
-def next_prompts(prompts: Prompts, half: Tensor, target: Tensor, turn: int, generator: torch.Generator) -> Prompts:
+def next_prompts(
+    prompts: Prompts,
+    half: Tensor,
+    target: Tensor,
+    turn: int,
+    generator: torch.Generator,
+    known: Tensor | None = None,
+) -> Prompts:
     """One more click in the larger error; 4 % of the clicks fall anywhere near the object, with the right sign.
 
-    half: (b 1 d h w) logits of the mask so far, at half size; target: (b 1 d h w) in 0..1, at half size.
+    half: (b 1 d h w) logits of the mask so far, at half size; target: (b 1 d h w) in 0..1, at half size;
+    known: as in `Targets`, at half size.
     """
-    mask, target = (half > 0).float(), (target > 0.5).float()
+    mask, target = _seen(half, known), (target > 0.5).float()
     missed, added = target * (1 - mask), mask * (1 - target)
     thickness = [F.avg_pool3d(error, 5, 1, 2).amax(dim=(1, 2, 3, 4)) for error in (missed, added)]
     positive = thickness[0] >= thickness[1]
@@ -193,6 +212,8 @@ def next_prompts(prompts: Prompts, half: Tensor, target: Tensor, turn: int, gene
     sign = target.flatten(1).gather(1, at[:, None])[:, 0] > 0.5
     points, labels = prompts.points.clone(), prompts.labels.clone()
     some = error.flatten(1).sum(1) > 0
+    if known is not None:
+        some = some & (known.flatten(1).gather(1, at[:, None])[:, 0] > 0.5)
     points[:, turn] = torch.where(some[:, None], place, NOWHERE)
     labels[:, turn] = torch.where(some, sign.long(), -1)
     fed = half.detach()
@@ -223,8 +244,8 @@ def deepest(error: Float[Tensor, "b 1 d h w"], generator: torch.Generator) -> Te
 # --- what is learnt --------------------------------------------------------------------------------------------------
 
 
-def near_clicks(half: Tensor, target: Tensor, prompts: Prompts) -> Float[Tensor, " b"]:
-    """Cross-entropy in the two voxels around each click."""
+def near_clicks(half: Tensor, target: Tensor, prompts: Prompts, known: Tensor | None = None) -> Float[Tensor, " b"]:
+    """Cross-entropy in the two voxels around each click, as far as they are known."""
     near = torch.zeros_like(half)
     for turn in range(prompts.points.shape[1]):
         if not (prompts.labels[:, turn] >= 0).any():
@@ -235,14 +256,23 @@ def near_clicks(half: Tensor, target: Tensor, prompts: Prompts) -> Float[Tensor,
             lines.append((line - (prompts.points[:, turn, axis, None] - 0.5) / 2).abs() < 1.5)
         cube = lines[0][:, :, None, None] & lines[1][:, None, :, None] & lines[2][:, None, None]
         near = torch.maximum(near, cube.float()[:, None])
+    near = near if known is None else near * known
     entropy = F.binary_cross_entropy_with_logits(half, target, reduction="none")
     return (entropy * near).sum(dim=(1, 2, 3, 4)) / (near.sum(dim=(1, 2, 3, 4)) + 1)
 
 
-def overlap(half: Tensor, target: Tensor, wholes: Tensor | None = None) -> Float[Tensor, " b"]:
+def overlap(
+    half: Tensor, target: Tensor, wholes: Tensor | None = None, known: Tensor | None = None
+) -> Float[Tensor, " b"]:
     """Dice of a mask at half size: inside the region, or with the whole object (`wholes`, in voxels of full size)."""
-    mask = (half > 0).float()
+    mask = _seen(half, known)
     both = (mask * target).sum(dim=(1, 2, 3, 4))
     inside = target.sum(dim=(1, 2, 3, 4))
     size = inside if wholes is None else torch.maximum(wholes / 8, inside)
     return 2 * both / (mask.sum(dim=(1, 2, 3, 4)) + size + 1e-3)
+
+
+def _seen(half: Tensor, known: Tensor | None) -> Tensor:
+    """The mask of logits, as far as its truth is known."""
+    mask = (half > 0).float()
+    return mask if known is None else mask * (known > 0.5)

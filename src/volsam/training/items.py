@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from volsam.data.preparation import Prepared
+from volsam.data.preparation import UNKNOWN, Prepared
 from volsam.data.preprocess import positions
 from volsam.training.augment import Augment
 
@@ -59,8 +59,8 @@ class Patches(Items):
             `normalise` for volsam-s. Without it patches are seen as they are prepared.
         placed: tell beside it where every voxel lies in its volume, in three channels more.
         points: clicks to give beside it, in the object and anywhere; see `PointsTask`.
-        one_object: let the label be 1 in one class, around which the patch is drawn, and 0 elsewhere; `whole` is then
-            how many voxels it has, with those outside of the patch.
+        one_object: let the label be 1 in one class, around which the patch is drawn, and 0 elsewhere, `UNKNOWN` aside;
+            `whole` is then how many voxels it has, with those outside of the patch.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class Patches(Items):
             image = np.concatenate([image, self._places(case, begin, random)])
         outside: int = 0
         if self.one_object:
-            label = (label == chosen + 1).astype(np.uint8) if chosen is not None else np.zeros_like(label)
-            outside = 0 if chosen is None else int(np.sum(case.label == chosen + 1) - np.sum(label))
+            label = one_of(label, None if chosen is None else chosen + 1)
+            outside = 0 if chosen is None else int(np.sum(case.label == chosen + 1) - np.sum(label == OBJECT))
         image, label, known = self.augment.places(image, label, known, random)
         image, told = image[:channels], image[channels:]
         image = self.augment.values(self.augment.brightness(image, random), random)
@@ -115,9 +115,9 @@ class Patches(Items):
             "label": torch.from_numpy(label.astype(np.int64)),
         }
         if self.one_object:
-            item["whole"] = torch.tensor(float(np.count_nonzero(label) + outside))
+            item["whole"] = torch.tensor(float(np.count_nonzero(label == OBJECT) + outside))
         if self.points is not None:
-            item["points"] = torch.from_numpy(drawn_points(label > 0, self.points, random))
+            item["points"] = torch.from_numpy(drawn_points((label > 0) & (label != UNKNOWN), self.points, random))
         return item
 
     def anywhere(self, case: Prepared, random: np.random.Generator) -> NDArray[np.int64]:
@@ -143,6 +143,12 @@ class Patches(Items):
         shift, stretch = random.normal(0.0, MISPLACED, (2, 3, 1, 1, 1))
         told = positions(case.label.shape, low, self.patch) * (1 + stretch) + shift
         return np.asarray(told, np.float32)
+
+
+def one_of(label: NDArray[np.uint8], index: int | None) -> NDArray[np.uint8]:
+    """A label that is `OBJECT` in one class, none for None, and 0 elsewhere; what is not known stays so."""
+    object_ = np.zeros(label.shape, np.uint8) if index is None else np.where(label == index, OBJECT, 0)
+    return np.where(label == UNKNOWN, UNKNOWN, object_).astype(np.uint8)
 
 
 def cut(
@@ -221,21 +227,23 @@ class Stacks(Items):
             label = self._outlined(case, label, chosen)
         image, label, _ = self.augment.places(image, label, np.ones(label.shape, bool), random)
         image = self.augment.values(image, random)
+        covers = (label == OBJECT) | (label == SHADOW)
         if not self.boxed:
             return {"image": coloured(image), "label": torch.from_numpy(label.astype(np.int64))}
         return {
             "image": coloured(image),
-            "label": torch.from_numpy((label == OBJECT).astype(np.int64)),
-            "box": torch.from_numpy(self._voxels_of(case, rectangle(np.asarray((label > 0).any(axis=0))))),
+            "label": torch.from_numpy(one_of(label, OBJECT).astype(np.int64)),
+            "box": torch.from_numpy(self._voxels_of(case, rectangle(np.asarray(covers.any(axis=0))))),
         }
 
     def _outlined(self, case: Prepared, label: NDArray[np.uint8], chosen: int | None) -> NDArray[np.uint8]:
-        """`OBJECT` where one class is, and `SHADOW` elsewhere where any slice of the volume has it."""
+        """`OBJECT` where one class is, `SHADOW` elsewhere where any slice has it; what is not known stays so."""
         if chosen is None:
-            return np.zeros_like(label)
+            return one_of(label, None)
         shadow = (case.label == chosen + 1).any(axis=0).astype(np.float32)
         sized = F.interpolate(torch.from_numpy(shadow)[None, None], size=label.shape[1:], mode="nearest-exact")
-        return np.where(label == chosen + 1, OBJECT, SHADOW * (sized[0, 0].numpy() > 0.5)).astype(np.uint8)
+        found = np.where(label == chosen + 1, OBJECT, SHADOW * (sized[0, 0].numpy() > 0.5))
+        return np.where(label == UNKNOWN, UNKNOWN, found).astype(np.uint8)
 
     def _voxels_of(self, case: Prepared, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """A rectangle (2 2) of outermost pixels as one of the middles of outermost voxels, which is what users give."""
@@ -294,7 +302,7 @@ class Embedded(Items):
             (case, index, version)
             for case in slices.cases
             for index in range(len(case.label))
-            for version in range(versions if case.label[index].any() else 1)
+            for version in range(versions if _has_some(case.label[index]) else 1)
         ]
         self.made: list[Item] = []
         for number in progress(range(len(wanted))):
@@ -307,13 +315,18 @@ class Embedded(Items):
             with torch.no_grad():
                 embedding = encode(coloured(image)[None])[0].half().cpu()
             self.made.append({"embedding": embedding, "label": torch.from_numpy(label.copy())})
-        self.with_some = [number for number, item in enumerate(self.made) if item["label"].any()]
+        self.with_some = [number for number, item in enumerate(self.made) if _has_some(item["label"].numpy())]
 
     def make(self, random: np.random.Generator) -> Item:
         """Any slice, more often one that holds some class."""
         chosen = self.with_some if self.with_some and random.random() < FOREGROUND else range(len(self.made))
         item = self.made[chosen[int(random.integers(len(chosen)))]]
         return {"embedding": item["embedding"].float(), "label": item["label"].long()}
+
+
+def _has_some(label: NDArray[np.uint8]) -> bool:
+    """Whether a label holds any class but the background."""
+    return bool(((label > 0) & (label != UNKNOWN)).any())
 
 
 # --- in the order of the steps ---------------------------------------------------------------------------------------

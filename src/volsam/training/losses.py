@@ -1,7 +1,7 @@
 """Losses by their names in the papers. All of them are MONAI's; what differs is what is averaged and how it is weighed.
 
 Every loss takes logits (b k d h w) and whole-number labels (b d h w), and averages over items, so that two processes
-with half a batch each learn what one learns with the whole.
+with half a batch each learn what one learns with the whole. Voxels with the label `UNKNOWN` count for nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from volsam.data.preparation import UNKNOWN
+
 Loss: TypeAlias = Callable[[Float[Tensor, "b k d h w"], Int[Tensor, "b d h w"]], Tensor]
 
 
@@ -27,11 +29,10 @@ def dice_and_cross_entropy(
     denominator; smooth: added above and below.
     """
     from monai.losses.dice import DiceLoss
+    from monai.networks.utils import one_hot
 
     overlap = DiceLoss(
         include_background=background,
-        to_onehot_y=True,
-        softmax=True,
         squared_pred=squared,
         smooth_nr=smooth,
         smooth_dr=smooth,
@@ -39,9 +40,13 @@ def dice_and_cross_entropy(
 
     def loss(logits: Float[Tensor, "b k d h w"], labels: Int[Tensor, "b d h w"]) -> Tensor:
         logits = logits.float()
-        return dice * overlap(logits, rearrange(labels, "b d h w -> b 1 d h w")) + entropy * F.cross_entropy(
-            logits, labels
-        )
+        known = labels != UNKNOWN
+        classes = torch.where(known, labels, 0)
+        wanted = one_hot(rearrange(classes, "b d h w -> b 1 d h w"), logits.shape[1], logits.dtype)
+        seen = known[:, None].to(logits.dtype)
+        entropies = F.cross_entropy(logits, classes, reduction="none") * known
+        mean = entropies.sum(dim=(1, 2, 3)) / known.sum(dim=(1, 2, 3)).clamp(min=1)
+        return dice * overlap(logits.softmax(dim=1) * seen, wanted * seen) + entropy * mean.mean()
 
     return loss
 
@@ -61,20 +66,28 @@ def auto_sam() -> Loss:
     return dice_and_cross_entropy(squared=True, smooth=1.0)
 
 
-def overlap_of_masks(logits: Float[Tensor, "b 1 d h w"], target: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, " b"]:
-    """1 - soft Dice, plus binary cross-entropy, for each item: what a mask from prompts is judged by."""
-    chance = logits.float().sigmoid()
+def overlap_of_masks(
+    logits: Float[Tensor, "b 1 d h w"],
+    target: Float[Tensor, "b 1 d h w"],
+    known: Float[Tensor, "b 1 d h w"] | None = None,
+) -> Float[Tensor, " b"]:
+    """1 - soft Dice, plus binary cross-entropy, for each item: what a mask from prompts is judged by.
+
+    known: how far the truth of each voxel is known, 0 to 1; the target is 0 where it is not. None: everywhere.
+    """
     axes = (1, 2, 3, 4)
+    known = torch.ones_like(target) if known is None else known
+    chance = logits.float().sigmoid() * known
     both = (chance * target).sum(dim=axes)
     dice = (2 * both + 1) / (chance.sum(dim=axes) + target.sum(dim=axes) + 1)
-    entropy = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none").mean(dim=axes)
-    return 1 - dice + entropy
+    entropies = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none") * known
+    return 1 - dice + entropies.sum(dim=axes) / known.sum(dim=axes).clamp(min=1)
 
 
 def hard_dice(logits: Float[Tensor, "b k d h w"], labels: Int[Tensor, "b d h w"]) -> Tensor:
     """Dice of the chosen classes without background, over classes and items that have any; for the log."""
     with torch.no_grad():
-        chosen = logits.argmax(dim=1)
+        chosen = torch.where(labels == UNKNOWN, UNKNOWN, logits.argmax(dim=1))
         scores = []
         for index in range(1, logits.shape[1]):
             found, wanted = chosen == index, labels == index

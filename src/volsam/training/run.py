@@ -53,6 +53,8 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
     """Voxels, or pixels, that the network sees at once."""
     flip: bool
     """Whether mirror images are shown in training."""
+    ignored: int | None = None
+    """In the files of labels, the value of voxels whose truth is not known."""
 
 
 class Record(BaseModel, frozen=True):

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from volsam.data.preparation import UNKNOWN
 from volsam.training.losses import Loss, hard_dice
 
 Batch = Mapping[str, Tensor]
@@ -17,8 +18,8 @@ Batch = Mapping[str, Tensor]
 class LabelTask(nn.Module):
     """Image in, a logit for every class and voxel out, compared with the labels.
 
-    A batch holds `image` (b c d h w) and `label` (b d h w). A network whose logits come in another size has them
-    enlarged to that of the label.
+    A batch holds `image` (b c d h w) and `label` (b d h w), `UNKNOWN` where nothing is to be learnt. A network whose
+    logits come in another size has them enlarged to that of the label.
     """
 
     def __init__(self, network: nn.Module, loss: Loss) -> None:
@@ -77,7 +78,7 @@ class BoxTask(LabelTask):
         logits, quality = self.network.answer(batch["image"], batch["box"])  # type: ignore[operator]
         told = self.judged(logits, label)
         with torch.no_grad():
-            found = sized(logits, label).argmax(dim=1) == 1
+            found = (sized(logits, label).argmax(dim=1) == 1) & (label != UNKNOWN)
             both, either = ((found & (label == 1)).sum(dim=(2, 3)), (found | (label == 1)).sum(dim=(2, 3)))
             overlap = torch.where(either > 0, both / either.clamp(min=1), 1.0)
         return {**told, "loss": told["loss"] + self.quality * (quality[:, 1] - overlap).square().mean()}

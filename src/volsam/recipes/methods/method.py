@@ -160,6 +160,7 @@ def plan_of(
         preparation=preparation,
         patch=patch,
         flip=flippable(labels) if config.flip is None else config.flip,
+        ignored=dataset.ignored,
     )
 
 

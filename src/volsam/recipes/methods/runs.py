@@ -192,6 +192,7 @@ def start(
         cache_folder(),
         lambda cases: progress(cases, "preparing"),
         declared=dataset.labels.values(),
+        ignored=plan.ignored,
     )
     _require_objects(prepared, plan, dataset)
     for case in progress(validation, "reading validation cases") if not run.resumes else ():
@@ -275,11 +276,14 @@ def mean_score(model: Trained, cases: Iterable[Case], plan: Plan) -> float:
 
 def score(model: Trained, case: Case, plan: Plan) -> float | None:
     """Mean Dice of the objects that a case has, by an automatic model, or after one click, or a box, by others."""
+    from volsam.evaluation.protocol import Objects
+
     volume = read_image(case)
     target = read_label(case, volume.grid)
+    known = Objects(target, {}, plan.ignored).known
     present = [value for value in plan.values[1:] if (target == value).any()]
     if is_automatic(model):
-        found = model.segment(volume).data[0]
+        found = known(model.segment(volume).data[0])
         return float(np.mean([dice(found == value, target == value) for value in present or plan.values[1:]]))
     from volsam.data.simulate import first_click
     from volsam.evaluation.placement import box_around
@@ -290,7 +294,7 @@ def score(model: Trained, case: Case, plan: Plan) -> float | None:
         session = Session(cast("Model", model), volume)
         ask = first_click if "click" in cast("Model", model).takes else box_around
         session.add(ask(target == value, volume.grid))
-        scores.append(dice(session.mask.data[0] > 0, target == value))
+        scores.append(dice(known(session.mask.data[0]) > 0, target == value))
     return float(np.mean(scores)) if scores else None
 
 
