@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE)
     output = parser.parse_args().output
     warnings.filterwarnings("ignore")  # of weights that are loaded and have no values
+    output.mkdir(parents=True, exist_ok=True)
     path = output / "memory.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     found = {case.name: found[case.name] for case in CASES if case.name in found}

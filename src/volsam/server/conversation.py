@@ -16,9 +16,9 @@ from volsam.inference.objects import Changed
 from volsam.inference.session import Model, Session
 from volsam.inference.uncertainty import Uncertainty
 from volsam.prompts import Prompt, PromptSet
-from volsam.server import wire
 from volsam.server.device import Clock, Device
-from volsam.server.ownership import Ownership, Policy, window_of
+from volsam.server.masks import Masks
+from volsam.server.ownership import Policy
 from volsam.server.problems import Problem
 from volsam.server.store import Store, now
 from volsam.server.things import Thing, Things
@@ -65,13 +65,13 @@ class Conversation:
     created: str = field(default_factory=now)
     notes: Sequence[str] = ()
     """What was warned of when the volume was read."""
-    policy: Policy = "overlap"
     lock: threading.RLock = field(default_factory=threading.RLock)
     closed: bool = False
     _things: Things = field(default_factory=Things)
-    _owners: Ownership | None = None
     _doubt: tuple[tuple[int, int, str], Uncertainty] | None = None
-    _lost: dict[int, tuple[int, dict[str, Any] | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._masks = Masks(self.session, self._things)
 
     # --- making and saving ---------------------------------------------------------------------------------------
 
@@ -111,16 +111,21 @@ class Conversation:
         """Go on with a saved one: its prompts are answered again."""
         kept = record["server"]
         session = Session.from_record(record, model, volume, f"the saved session {identity}")
-        talk = cls(identity, session, origin_of(record), store, device, kept.get("annotator"), kept["created"])
-        talk.notes = tuple(notes)
-        talk._things = Things.of(kept)
         session.neighbours = bool(kept["neighbours"])
-        if kept["policy"] != "overlap":
-            talk.policy = kept["policy"]
-            hidden = {int(number): part for number, part in kept.get("hidden", {}).items()}
-            talk._owners = talk._settled_as(hidden)
+        talk = cls(
+            identity,
+            session,
+            origin_of(record),
+            store,
+            device,
+            kept.get("annotator"),
+            kept["created"],
+            tuple(notes),
+            _things=Things.of(kept),
+        )
+        talk._masks = Masks.resumed(session, talk._things, kept)
         for thing in talk.things:
-            talk._things.alter(thing.number, voxels=int(np.count_nonzero(talk._bits(thing.number))))
+            talk._things.alter(thing.number, voxels=talk._masks.voxels(thing.number))
         return talk
 
     def record(self) -> dict[str, Any]:
@@ -132,10 +137,9 @@ class Conversation:
             "annotator": self.annotator,
             "created": self.created,
             "modified": now(),
-            "policy": self.policy,
             "neighbours": self.session.neighbours,
             **self._things.record(),
-            "hidden": self._hidden(),
+            **self._masks.record(),
         }
         return {**self.session.record(), "server": kept}
 
@@ -185,16 +189,18 @@ class Conversation:
                 if before in session.objects:
                     session.select(before)
 
+    @property
+    def policy(self) -> Policy:
+        """The rule where objects meet."""
+        return self._masks.policy
+
     def bounds(self, number: int) -> Changed | None:
         """A box that holds an object's mask, None where it has none; to be asked while held."""
-        return self.session.bounds_of(self.thing(number).name)
+        return self._masks.bounds(number)
 
     def mask(self, number: int, box: Changed) -> NDArray[np.bool_]:
         """The voxels of an object in a box, as the policy leaves them, as an array of its own; while held."""
-        window = window_of(box)
-        if self._owners is not None:
-            return self._owners.part(number, window)
-        return np.array(self.session.mask_of(self.thing(number).name).data[0][window], dtype=bool, order="F")
+        return self._masks.part(number, box)
 
     @cached_property
     def intensity(self) -> dict[str, Any]:
@@ -263,8 +269,7 @@ class Conversation:
             old_boxes = {thing.number: self.bounds(thing.number) for thing in self.things}
             self.session = Session.from_record(record, model, old.volume)
             self.session.neighbours = old.neighbours
-            if self._owners is not None:
-                self._owners = self._settled()
+            self._masks.adopt(self.session)
             changes = [self._changed(thing.number, old_boxes[thing.number]) for thing in self.things]
             self._saved(clock)
             return Outcome(self.current, tuple(change for change in changes if change is not None))
@@ -313,26 +318,14 @@ class Conversation:
     ) -> Outcome:
         """Change what holds for all objects; another policy may change masks at once."""
         with self.held() as session:
-            changes: list[Change] = []
             if neighbours is not None:
                 session.neighbours = neighbours
             if annotator is not None:
                 self.annotator = annotator
-            if policy is not None and policy != self.policy:
-                was_apart = self._owners is not None
-                before = {thing.number: self._bits(thing.number) for thing in self.things}
-                self.policy = policy
-                self._lost.clear()
-                if policy == "overlap":
-                    self._owners = None
-                elif not was_apart:
-                    self._owners = self._settled()
-                for number, bits in before.items():
-                    box = self.bounds(number)
-                    if box is not None and not np.array_equal(bits, self.mask(number, box)):
-                        changes.append(self._note(number, box))
+            others = [] if policy is None else self._masks.follow(policy)
+            changes = [self._changed(number, None) for number in others]
             self._save()
-            return Outcome(self.current, tuple(changes))
+            return Outcome(self.current, tuple(change for change in changes if change is not None))
 
     def close(self) -> None:
         """Wait for what is going on, and let nothing more happen; all is on disk already."""
@@ -360,22 +353,12 @@ class Conversation:
         return Outcome(thing.number, tuple(changes))
 
     def _settle_box(self, number: int, box: Changed) -> list[Change]:
-        touched: set[int] = set()
-        if self._owners is not None:
-            window = window_of(box)
-            claims = {
-                thing.number: np.asarray(self.session.mask_of(thing.name).data[0][window]) > 0 for thing in self._things
-            }
-            locked = {thing.number for thing in self._things if thing.locked}
-            touched = self._owners.settle(number, window, claims, locked, self.policy)
-        return [self._note(other, box) for other in (number, *sorted(touched))]
+        return [self._note(other, box) for other in (number, *self._masks.settle(number, box))]
 
     def _note(self, number: int, box: Changed) -> Change:
         change = Change(number, box, self.mask(number, box))
-        # Without owners the box holds the whole object.
-        whole = change.mask if self._owners is None else self._bits(number)
         counted = self._things[number].changed + 1
-        self._things.alter(number, changed=counted, voxels=int(np.count_nonzero(whole)))
+        self._things.alter(number, changed=counted, voxels=self._masks.voxels(number, change.mask))
         return change
 
     def _changed(self, number: int, old: Changed | None) -> Change | None:
@@ -385,10 +368,6 @@ class Conversation:
         low = np.min([low for low, _ in boxes], axis=0).tolist()
         high = np.max([high for _, high in boxes], axis=0).tolist()
         return self._note(number, ((low[0], low[1], low[2]), (high[0], high[1], high[2])))
-
-    def _bits(self, number: int) -> NDArray[np.bool_]:
-        box = self.bounds(number)
-        return np.zeros((0, 0, 0), bool) if box is None else self.mask(number, box)
 
     def _saved(self, clock: Clock | None) -> None:
         with (clock or Clock())("save"):
@@ -414,45 +393,6 @@ class Conversation:
                 require_taken(prompt, self.session.volume.grid, model.name, model.takes)
         finally:
             self.session.select(before)
-
-    # --- where objects meet --------------------------------------------------------------------------------------
-
-    def _settled(self) -> Ownership:
-        """Owners for masks as they are: who was made first has the voxel; with "overwrite" who was made last."""
-        return self._settled_as({})
-
-    def _settled_as(self, hidden: Mapping[int, Mapping[str, Any]]) -> Ownership:
-        shape = self.session.volume.grid.shape
-        owners = Ownership(shape)
-        order = self.things if self.policy == "overwrite" or hidden else self.things[::-1]
-        for thing in order:
-            box = self.bounds(thing.number)
-            if box is None:
-                continue
-            claim = np.asarray(self.session.mask_of(thing.name).data[0][window_of(box)]) > 0
-            if thing.number in hidden:
-                lost_box, lost = wire.unpacked(hidden[thing.number], shape)
-                if lost_box == box:
-                    claim = claim & ~lost
-            owners.give(thing.number, window_of(box), claim)
-        return owners
-
-    def _hidden(self) -> dict[str, dict[str, Any]]:
-        """What objects claim and others own, which does not follow from the prompts."""
-        if self._owners is None:
-            return {}
-        for thing in self._things:
-            if self._lost.get(thing.number, (-1,))[0] != thing.changed:
-                self._lost[thing.number] = (thing.changed, self._lost_by(thing))
-        return {str(number): part for number, (_, part) in self._lost.items() if number in self._things and part}
-
-    def _lost_by(self, thing: Thing) -> dict[str, Any] | None:
-        box = self.bounds(thing.number)
-        if box is None or self._owners is None:
-            return None
-        claim = np.asarray(self.session.mask_of(thing.name).data[0][window_of(box)]) > 0
-        lost = claim & ~self._owners.part(thing.number, window_of(box))
-        return wire.packed(box, lost) if lost.any() else None
 
 
 def origin_of(record: Mapping[str, Any]) -> Origin:
