@@ -10,6 +10,7 @@ from volsam.data.dataset import read_image
 from volsam.errors import BadInput
 from volsam.inference.session import Session
 from volsam.inference.volumes import region_above_zero
+from volsam.models.features import Features
 from volsam.models.prompt_encoder import NEGATIVE, NOT_A_POINT, POSITIVE
 from volsam.models.segmenter import Segmenter
 from volsam.prompts import Click
@@ -20,7 +21,7 @@ from volsam.recipes.methods.clicks import ClicksConfig, segmenter_config
 from volsam.recipes.methods.distillation import StudentConfig, stages_of, teacher_of
 from volsam.recipes.store import checksum
 from volsam.training.clicks import ClickTask, clicks_on_errors
-from volsam.training.distill import EMBEDDING, DistillTask, Taught, pairs_of
+from volsam.training.distill import EMBEDDING, DistillTask, Onlooker, Taught, compared, pairs_of
 from volsam.training.items import Items
 
 from .conftest import TINY
@@ -370,5 +371,74 @@ def test_weights_to_begin_with_that_are_none_are_refused_by_their_option(a_datas
 
 def test_a_teacher_that_is_none_is_refused(a_dataset, tmp_path):
     fold = runs.choose_cases(a_dataset, 0, None, 0)
-    with pytest.raises(BadInput, match="learns from SAM-Med3D or a network like it"):
-        runs.start("fastsam3d", a_dataset, tmp_path / "student", settings={"teacher": "volsam-s"}, fold=fold)
+    with pytest.raises(BadInput, match="--teacher sam-mini: a student of FastSAM3D learns from SAM-Med3D and its like"):
+        runs.start("fastsam3d", a_dataset, tmp_path / "student", settings={"teacher": "sam-mini"}, fold=fold)
+
+
+# --- a teacher of another kind ---------------------------------------------------------------------------------------
+
+
+def test_likenesses_do_not_depend_on_the_space_they_are_in():
+    torch.manual_seed(0)
+    embedding = torch.randn(2, 6, 4, 4, 4)
+    turned, _ = torch.linalg.qr(torch.randn(9, 9))
+    other = 3 * torch.einsum("bcdhw,ec->bedhw", torch.cat([embedding, torch.zeros(2, 3, 4, 4, 4)], dim=1), turned) + 1
+    assert compared(embedding, other, nn.functional.mse_loss) < 1e-10
+    assert compared(embedding, torch.randn(2, 9, 4, 4, 4), nn.functional.mse_loss) > 0.1
+    finer = nn.functional.interpolate(other, scale_factor=2, mode="nearest")
+    assert compared(embedding, finer, nn.functional.mse_loss) < 1e-10
+    assert compared(embedding, embedding + 1, nn.functional.mse_loss) == pytest.approx(1), "in one space, itself"
+
+
+def test_a_teacher_with_other_axes_tells_in_the_student_s():
+    class Corner(nn.Module):
+        """Marks in two channels the first half of its first axis and of its last."""
+
+        def encode(self, image):
+            first, last = torch.zeros_like(image), torch.zeros_like(image)
+            first[:, :, :2], last[..., :2] = 1, 1
+            return Features(torch.cat([first, last, image], dim=1), (), image)
+
+    image = torch.randn(1, 1, 4, 4, 4)
+    told = Onlooker(Corner(), lambda seen: seen, (2, 1, 0)).encode(image).embedding[0]
+    assert (told[0, ..., :2] == 1).all()
+    assert (told[1, :2] == 1).all()
+    assert told[0].sum() == told[1].sum() == 32
+    assert torch.equal(told[2], image[0, 0]), "what lies in one place stays in one place"
+
+
+@pytest.mark.parametrize("views", [0, 3])
+@pytest.mark.parametrize("kind", ["volsam-s", "adapt-clicks", "3dsam-adapter"])
+def test_any_promptable_3d_model_may_teach(a_dataset, tmp_path, kind, views):
+    fold = runs.choose_cases(a_dataset, 0, None, 0)
+    short = {**TINY, "max_steps": 2, "validate_every": 1.0, "batch_size": 1}
+    name = kind
+    if kind != "volsam-s":
+        own = {"edge": 32} if kind == "adapt-clicks" else {"edge": 16, "enlarged": 4, "attention": 2, "out": 16}
+        name = str(tmp_path / "teacher")
+        runs.train(runs.start(kind, a_dataset, tmp_path / "teacher", settings={**short, **own}, fold=fold))
+    given = {**SMALL, "depth": 2, "still": 1, "turns": 2, "views": views, "teacher": name, "imitation": 0.5}
+    job = runs.start("fastsam3d", a_dataset, tmp_path / "student", settings={**short, **given}, fold=fold)
+    assert job.task.pairs == [EMBEDDING]
+    batch = default_collate([job.items[0]])
+    before = {name: value.clone() for name, value in job.network.named_parameters()}
+    job.task.at(0.0)
+    lost = job.task(batch)["loss"]
+    lost.backward()
+    assert 0 < lost.item() < 4, "a difference of cosines"
+    learns = {name.split(".")[0] for name, value in job.network.named_parameters() if value.grad is not None}
+    assert learns == {"encoder"}
+    job.network.zero_grad()
+    runs.train(job)
+    assert any(not torch.equal(before[name], value) for name, value in job.network.named_parameters())
+    record = runs.RunFolder(tmp_path / "student").record()
+    assert record.teacher.sha256
+    assert load(str(tmp_path / "student"), "cpu").network.config.encoder.width == SMALL["width"]
+
+
+def test_cubes_that_the_teacher_cannot_look_at_are_refused(a_dataset, tmp_path):
+    fold = runs.choose_cases(a_dataset, 0, None, 0)
+    settings = {**SMALL, "edge": 40, "patch": 10, "teacher": "volsam-s"}
+    with pytest.raises(BadInput, match="looks at cubes whose edge is a multiple of 16, got edge=40"):
+        runs.start("fastsam3d", a_dataset, tmp_path / "student", settings=settings, fold=fold)
+    assert not (tmp_path / "student").exists()

@@ -3,6 +3,9 @@
 Layer-wise progressive distillation of FastSAM3D (Shen et al. 2024, section 2.1): in each stage the tokens after one
 block of the student shall equal those after its block of the teacher, in the last stage the embedding. Then the
 encoder rests, and what reads it learns from clicks. What a teacher tells may be kept, as the released scripts do.
+
+A teacher without such blocks has an embedding that is another space. There what shall be equal is how like one another
+any two places are (Liu et al. 2019, Structured Knowledge Distillation for Semantic Segmentation: pair-wise).
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from volsam.data.files import replacing
 from volsam.errors import BadInput
+from volsam.models.features import Features
 from volsam.models.segmenter import Segmenter
 from volsam.training.clicks import ClickTask
 from volsam.training.items import Item, Items
@@ -30,6 +35,9 @@ Pair = tuple[int, int]
 
 EMBEDDING: Pair = (0, 0)
 
+MOST_PLACES = 8
+"""Along each axis, between which likenesses are compared."""
+
 SEEN = "seen"
 """Beside an item: the view of which the teacher has told."""
 
@@ -38,6 +46,31 @@ def pairs_of(student: int, teacher: int) -> list[Pair]:
     """Every block of the student with the teacher's block at the same part of the way, then the embedding."""
     beside = (max(1, int(block * teacher / student + 0.5)) for block in range(1, student + 1))
     return [*enumerate(beside, start=1), EMBEDDING]
+
+
+class Onlooker(nn.Module):
+    """A teacher of another kind than its student: shown the same in its own way, it tells its embedding alone.
+
+    Args:
+        network: has `encode`, as every promptable 3D network.
+        see: from what the student sees (b 1 d h w), its axes in the teacher's order, to what the teacher sees.
+        order: the student's axis that is the teacher's first, second and third.
+    """
+
+    def __init__(
+        self, network: nn.Module, see: Callable[[Tensor], Tensor], order: tuple[int, int, int] = (0, 1, 2)
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.see = see
+        self.order = order
+
+    def encode(self, image: Tensor) -> Features:
+        """The embedding in the student's order of axes."""
+        turned = image.permute(0, 1, *(2 + axis for axis in self.order))
+        told: Features = self.network.encode(self.see(turned))  # type: ignore[operator]
+        back = (2 + self.order.index(axis) for axis in range(3))
+        return Features(told.embedding.permute(0, 1, *back), (), image)
 
 
 class DistillTask(nn.Module):
@@ -58,7 +91,7 @@ class DistillTask(nn.Module):
     def __init__(
         self,
         network: Segmenter,
-        teacher: Segmenter | None,
+        teacher: Segmenter | Onlooker | None,
         pairs: Sequence[Pair],
         imitation: float,
         keep: float,
@@ -78,7 +111,7 @@ class DistillTask(nn.Module):
         self.clicks = clicks
         self.unfreeze = unfreeze
         self.ends = list(accumulate(lengths or [1 / len(pairs)] * len(pairs)))
-        self.compared = {"mse": F.mse_loss, "l1": F.l1_loss}[loss]
+        self.difference = {"mse": F.mse_loss, "l1": F.l1_loss}[loss]
         self.part = 0.0
         _require_taps(network, [own for own, _ in pairs], "the student")
         if teacher is not None:
@@ -109,7 +142,7 @@ class DistillTask(nn.Module):
         for index, (own, other) in enumerate(self.pairs[: stage + 1]):
             weight = 1.0 if index == stage else self.keep
             if weight:
-                lost = lost + weight * self.compared(found[own], wanted[other])
+                lost = lost + weight * compared(found[own], wanted[other], self.difference)
         return {"loss": lost}
 
     def _told(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
@@ -121,10 +154,29 @@ class DistillTask(nn.Module):
             return batch["image"], outputs(self._teacher[0].to(batch["image"].device), batch["image"], blocks)
 
 
-def outputs(network: Segmenter, image: Tensor, blocks: Iterable[int]) -> dict[int, Tensor]:
+def compared(found: Tensor, wanted: Tensor, difference: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """How a student's output differs from its teacher's: itself where both are in one space, else its likenesses."""
+    if found.shape == wanted.shape:
+        return difference(found, wanted)
+    d, h, w = (min(MOST_PLACES, *sizes) for sizes in zip(found.shape[2:], wanted.shape[2:], strict=True))
+    size = (d, h, w)
+    return difference(likenesses(found, size), likenesses(wanted, size))
+
+
+def likenesses(embedding: Float[Tensor, "b c d h w"], size: tuple[int, int, int]) -> Float[Tensor, "b n n"]:
+    """The cosine between any two of so many places, from their deviations from the mean of all."""
+    places = F.adaptive_avg_pool3d(embedding, size).flatten(2)
+    unit = F.normalize(places - places.mean(dim=2, keepdim=True), dim=1)
+    return unit.transpose(1, 2) @ unit
+
+
+def outputs(network: Segmenter | Onlooker, image: Tensor, blocks: Iterable[int]) -> dict[int, Tensor]:
     """What comes out of some blocks of an encoder, 0 being the embedding."""
     found = network.encode(image)
-    return {block: found.embedding if block == 0 else found.taps[_place(network, block)] for block in blocks}
+    told = {0: found.embedding}
+    if isinstance(network, Segmenter):
+        told |= dict(zip(network.config.encoder.taps, found.taps, strict=False))
+    return {block: told[block] for block in blocks}
 
 
 class Taught(Items):
@@ -146,7 +198,7 @@ class Taught(Items):
     def __init__(
         self,
         items: Items,
-        teacher: Segmenter,
+        teacher: Segmenter | Onlooker,
         blocks: Sequence[int],
         views: int,
         place: Path,
@@ -172,7 +224,7 @@ class Taught(Items):
 @torch.inference_mode()
 def _ask(
     items: Items,
-    teacher: Segmenter,
+    teacher: Segmenter | Onlooker,
     blocks: Sequence[int],
     views: int,
     files: Mapping[str, Path],
@@ -202,11 +254,8 @@ def _block(number: int) -> str:
     return f"block {number}"
 
 
-def _place(network: Segmenter, block: int) -> int:
-    return network.config.encoder.taps.index(block)
-
-
-def _require_taps(network: Segmenter, blocks: Sequence[int], who: str) -> None:
-    missing = [block for block in blocks if block and block not in network.config.encoder.taps]
+def _require_taps(network: Segmenter | Onlooker, blocks: Sequence[int], who: str) -> None:
+    kept = network.config.encoder.taps if isinstance(network, Segmenter) else ()
+    missing = [block for block in blocks if block and block not in kept]
     if missing:
         raise BadInput(f"{who} keeps no tokens after block {missing[0]}: add it to the taps of its encoder")

@@ -1,6 +1,7 @@
 """FastSAM3D's student: it learns from a teacher (`volsam distill`), or from clicks alone.
 
-It takes over what its teacher has but the encoder: prompt encoder and mask head, and the quirks of released weights.
+Of a teacher of its own kind it takes over all but the encoder: prompt encoder and mask head, and the quirks of released
+weights. Any other promptable 3D model teaches its embedding alone.
 """
 
 from __future__ import annotations
@@ -10,12 +11,19 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from volsam.data.preparation import Prepared
+from volsam.data.preparation import Preparation, Prepared
+from volsam.data.preprocess import normalise
 from volsam.errors import BadInput
+from volsam.models.dense_prompt import DensePromptNet
 from volsam.models.segmenter import Segmenter, SegmenterConfig
+from volsam.recipes.engine import PLAIN
+from volsam.recipes.families.sam_adapter_3d import SamAdapter3D
 from volsam.recipes.methods import clicks
 from volsam.recipes.methods.clicks import (
     SIZES,
@@ -23,7 +31,6 @@ from volsam.recipes.methods.clicks import (
     groups,
     model,
     network,
-    network_of,
     plan,
     require_no_sizes,
     seen_by,
@@ -31,9 +38,11 @@ from volsam.recipes.methods.clicks import (
     sizes_of_init,
 )
 from volsam.recipes.methods.method import Method, Show, cache_folder, methods
+from volsam.recipes.methods.volumes import TrainedCropModel
+from volsam.recipes.recipe import load_model
 from volsam.training.clicks import ClickTask
 from volsam.training.config import Share, configured
-from volsam.training.distill import EMBEDDING, DistillTask, Pair, Taught, pairs_of
+from volsam.training.distill import EMBEDDING, DistillTask, Onlooker, Pair, Taught, pairs_of
 from volsam.training.items import Items
 from volsam.training.run import Plan
 
@@ -69,9 +78,32 @@ OWN_SIZES = ("depth", "still", "heads", "sparse")
 """Sizes in which a student may differ from its teacher."""
 
 
-def teacher_of(name: str) -> Segmenter:
+def teacher_of(name: str) -> Segmenter | Onlooker:
     """A teacher's network, on the CPU."""
-    return network_of(name, f"--teacher {name}: a student of FastSAM3D learns from")
+    model = load_model(name, device="cpu", engine=PLAIN)
+    network = getattr(model, "network", None)
+    if isinstance(network, Segmenter) and network.config.encoder.image[0] > 1:
+        return network
+    if isinstance(network, DensePromptNet):
+        return Onlooker(network, _as_regions)
+    if isinstance(model, TrainedCropModel) and isinstance(network, SamAdapter3D):
+        if model.preparation.scaling != "zscore":
+            raise BadInput(f"--teacher {name} sees intensities in a window of its own, which a student does not")
+        size = network.encoder.config.image
+        order = [Preparation().axes.index(letter) for letter in model.axes]
+        return Onlooker(
+            network, lambda image: F.interpolate(image, size, mode="trilinear"), (order[0], order[1], order[2])
+        )
+    raise BadInput(
+        f"--teacher {name}: a student of FastSAM3D learns from SAM-Med3D and its like, from volsam-s, or from runs of "
+        "adapt-clicks and 3dsam-adapter"
+    )
+
+
+def _as_regions(image: Tensor) -> Tensor:
+    """Cubes (b 1 d h w) as volsam-s sees regions (b 3 d h w), whatever scale they have."""
+    cubes = image[:, 0].cpu().numpy()
+    return torch.from_numpy(np.stack([normalise(cube, np.ones(cube.shape, bool)) for cube in cubes])).to(image)
 
 
 def student_of(teacher: SegmenterConfig, depth: int, still: int, heads: int | None, sparse: str) -> SegmenterConfig:
@@ -96,24 +128,32 @@ def sizes_of_teacher(given: Mapping[str, Any], init: str | None) -> dict[str, An
     if not name:
         return sizes_of_init(given, init)
     told = f"--teacher {name}"
+    teacher = teacher_of(name)
+    if isinstance(teacher, Onlooker):
+        return dict(given)
     require_no_sizes(given, (size for size in SIZES if size not in OWN_SIZES), told)
     wanted = configured(StudentConfig, {key: given[key] for key in OWN_SIZES if key in given})
-    sizes = student_of(teacher_of(name).config, wanted.depth, wanted.still, given.get("heads"), wanted.sparse)
+    sizes = student_of(teacher.config, wanted.depth, wanted.still, given.get("heads"), wanted.sparse)
     return {**seen_by(name), **given, **sized(sizes)}
 
 
 def take_over(network: nn.Module, config: StudentConfig) -> None:
-    """Begin with the teacher's prompt encoder and mask head, where there is a teacher whose blocks fit the stages."""
+    """Begin with the prompt encoder and mask head of a teacher of the same kind, whose blocks fit the stages."""
     if not config.teacher:
         return
     teacher, _, _ = lesson_of(config, network)
+    if isinstance(teacher, Onlooker):
+        return
     taught = {key: value for key, value in teacher.state_dict().items() if not key.startswith("encoder.")}
     network.load_state_dict(taught, strict=False)
 
 
 def stages_of(config: StudentConfig, student: int, teacher: int) -> tuple[list[Pair], list[float]]:
-    """Which blocks are compared in each stage, and how long the stages are, together 1; depths are in blocks."""
-    pairs = list(config.pairs) if config.pairs else pairs_of(student, teacher) if config.layers else [EMBEDDING]
+    """Which blocks are compared in each stage, and how long the stages are, together 1; depths are in blocks, and a
+    teacher of another kind has none.
+    """
+    layered = config.layers and teacher > 0
+    pairs = list(config.pairs) if config.pairs else pairs_of(student, teacher) if layered else [EMBEDDING]
     for own, other in pairs:
         embedded = (own, other) == EMBEDDING
         if not embedded and not (1 <= own <= student and 1 <= other <= teacher):
@@ -127,16 +167,24 @@ def stages_of(config: StudentConfig, student: int, teacher: int) -> tuple[list[P
     return pairs, [length / sum(lengths) for length in lengths]
 
 
-def lesson_of(config: StudentConfig, student: nn.Module) -> tuple[Segmenter, list[Pair], list[float]]:
+def lesson_of(config: StudentConfig, student: nn.Module) -> tuple[Segmenter | Onlooker, list[Pair], list[float]]:
     """The teacher, which keeps the tokens that are compared, and `stages_of` both."""
     assert isinstance(student, Segmenter)
     teacher = teacher_of(config.teacher)
+    if isinstance(teacher, Onlooker):
+        _require_multiple(student.config.encoder.image[0], teacher, config.teacher)
+        return teacher.eval(), *stages_of(config, student.config.encoder.depth, 0)
     encoder = teacher.config.encoder
     pairs, lengths = stages_of(config, student.config.encoder.depth, encoder.depth)
     taps = tuple(sorted({other for _, other in pairs if other} | {encoder.depth}))
     kept = Segmenter(teacher.config.model_copy(update={"encoder": encoder.model_copy(update={"taps": taps})}))
     kept.load_state_dict(teacher.state_dict())
     return kept.eval(), pairs, lengths
+
+
+def _require_multiple(edge: int, teacher: Onlooker, name: str) -> None:
+    if isinstance(teacher.network, DensePromptNet) and edge % 16:
+        raise BadInput(f"--teacher {name} looks at cubes whose edge is a multiple of 16, got edge={edge}")
 
 
 def task(network: nn.Module, plan: Plan, config: StudentConfig) -> nn.Module:
@@ -171,7 +219,7 @@ def items(
     return Taught(drawn, teacher.to(device), [other for _, other in pairs], config.views, place, show)
 
 
-def _key(cases: Sequence[Prepared], plan: Plan, config: StudentConfig, teacher: Segmenter, pairs: list[Pair]) -> str:
+def _key(cases: Sequence[Prepared], plan: Plan, config: StudentConfig, teacher: nn.Module, pairs: list[Pair]) -> str:
     """What a teacher tells follows from this; 24 hexadecimal digits."""
     digest = blake2b(digest_size=12)
     told = [plan.model_dump(mode="json"), config.augment, config.seed, config.views, pairs]
