@@ -21,7 +21,7 @@ def write_lesions(
     folder: Path,
     shape: Sequence[int] = SHAPE,
     spacing: Sequence[float] = SPACING,
-    labels: Mapping[str, int] = LABELS,
+    labels: Mapping[str, int | list[int]] = LABELS,
 ) -> Path:
     """Balls of 6, 7 and 8 mm around 12, 11, 12 mm, value 1; the corner of the first scan has the value 2."""
     for name in ("imagesTr", "labelsTr"):

@@ -66,6 +66,44 @@ def test_values_of_the_dataset_that_are_not_scored_are_no_surprise(type_, tmp_pa
     assert "warning" not in type_("evaluate", masks, dataset, "-o", tmp_path / "report", *words).stderr
 
 
+# --- regions ---------------------------------------------------------------------------------------------------------
+
+REGIONS = {"background": 0, "all": [1, 2], "cyst": [2]}
+
+
+def test_regions_are_scored_by_the_labels_that_they_join(type_, tmp_path):
+    dataset = write_lesions(tmp_path / "lesions", labels=REGIONS)
+
+    def swapped(labels):
+        return np.where(labels == 1, 2, labels)  # what is no cyst is called one: right as a whole
+
+    masks = predicted(dataset, tmp_path / "masks", swapped)
+    words = ("evaluate", masks, dataset, "-o", tmp_path / "report", "--split", "all")
+    assert type_(*words).exit_code == 0
+    rows = rows_of(tmp_path / "report")
+    assert [row["dice"] for row in rows if row["object"] == "all"] == ["1"] * 3
+    assert all(float(row["dice"]) < 0.1 for row in rows if row["object"] == "cyst")
+    assert json.loads((tmp_path / "report" / "results.json").read_text())["settings"]["objects"] == {
+        "all": [1, 2],
+        "cyst": [2],
+    }
+    again = type_(*words)
+    assert again.exit_code == 0, again.output
+    only = type_(*words[:4], tmp_path / "labels", "--split", "all", "--objects", "label 1")
+    assert only.exit_code == 0, only.output
+    assert {row["object"] for row in rows_of(tmp_path / "labels")} == {"label 1"}
+
+
+def test_clicks_are_given_on_a_region(type_, a_model, tmp_path):
+    dataset = write_lesions(tmp_path / "lesions", labels=REGIONS)
+    words = ("evaluate", a_model, dataset, "-o", tmp_path / "report", "--split", "all", "--clicks", "1")
+    result = type_(*words)
+    assert result.exit_code == 0, result.output
+    assert [row["object"] for row in rows_of(tmp_path / "report")] == ["all", "cyst", "all", "all"]
+    together = type_(*words[:4], tmp_path / "other", "--split", "all", "--protocol", "cvpr2025")
+    assert "all joins the values 1, 2: the challenge has one for each object" in together.stderr
+
+
 # --- voxels to ignore ------------------------------------------------------------------------------------------------
 
 

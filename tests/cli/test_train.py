@@ -61,6 +61,20 @@ def test_steps_that_minutes_overrule_are_not_ignored_in_silence(a_dataset, tmp_p
     assert "has no effect" not in said(*words)[1]
 
 
+def test_regions_are_scored_of_a_run_that_has_learnt_their_labels(a_dataset, tmp_path):
+    table = json.loads((a_dataset / "dataset.json").read_text())
+    table["labels"] = {"background": 0, "shapes": [1, 2], "box": [2]}
+    (a_dataset / "dataset.json").write_text(json.dumps(table))
+    code, output = said("train", "unet", a_dataset, "-o", tmp_path / "run", *QUICK)
+    assert code == 0, output
+    assert "2 classes (label 1, box)" in output
+    assert "has regions, shapes, box: learnt are the labels that they join" in output
+    code, output = said("evaluate", tmp_path / "run", a_dataset, "-o", tmp_path / "report")
+    assert code == 0, output
+    rows = json.loads((tmp_path / "report/results.json").read_text())["rows"]
+    assert [row["object"] for row in rows] == ["shapes", "box"]
+
+
 def test_a_stopped_run_says_how_to_go_on(a_dataset, tmp_path, monkeypatch):
     from volsam.cli import train
 

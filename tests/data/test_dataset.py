@@ -141,7 +141,9 @@ def test_an_unknown_case_is_answered_with_a_known_one(a_dataset):
     [
         ({"labels": "see the text"}, '"labels" is a table .* got .see the text'),
         ({"labels": {}}, '"labels" is a table'),
-        ({"labels": {"background": 0, "all": [1, 2]}}, "'all' joins the values"),
+        ({"labels": {"background": 0, "all": [1, "2"]}}, r"'all' joins whole numbers from 1, .* got \[1, '2'\]"),
+        ({"labels": {"background": 0, "all": []}}, "'all' joins whole numbers from 1"),
+        ({"labels": {"background": 0, "all": [1, 2], "ignore": 2}}, "'label 2' and 'ignore' have the same value 2"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "'a' and 'b' have the same value 1"),
         ({"labels": {"a": "1"}}, "whole number from 0, got '1'"),
         ({"channel_names": "CT"}, '"channel_names" is a table .* got .CT'),
@@ -154,6 +156,18 @@ def test_a_description_that_makes_no_sense_is_refused_in_one_line(a_dataset, cha
     with pytest.raises(BadInput, match=message) as refused:
         read_dataset(a_dataset)
     assert "\n" not in str(refused.value)
+
+
+def test_regions_are_made_of_labels(a_dataset):
+    describe(a_dataset, labels={"background": 0, "whole": [1, 3, 2], "core": [2, 3], "enhancing": 3, "ignore": 4})
+    dataset = read_dataset(a_dataset)
+    assert dataset.regions == {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+    assert dataset.labels == {"background": 0, "label 1": 1, "label 2": 2, "enhancing": 3, "ignore": 4}
+    assert dataset.objects == {"label 1": 1, "label 2": 2, "enhancing": 3}
+    assert dataset.scored == dataset.regions
+    assert dataset.ignored == 4
+    describe(a_dataset, labels={"background": 0, "core": 1})
+    assert read_dataset(a_dataset).scored == {"core": 1}
 
 
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path):

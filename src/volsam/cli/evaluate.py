@@ -191,7 +191,7 @@ def _source(dataset: Path, split: str | None, fold: int, objects: str | None, le
 
         found = read_dataset(dataset)
         if learnt.is_of(found.cases):
-            if wanted is None and set(learnt.objects) <= set(found.objects):
+            if wanted is None and set(learnt.objects) < set(found.objects):
                 wanted = list(learnt.objects)
             names = {case.name for case in found.cases}
             is_best = learnt.held_out or not (dataset / FOLDERS["test"][1]).is_dir()
@@ -238,11 +238,11 @@ def _trial(question: Question, rule: Rule, model: str, device: str, source: Sour
         if not source.objects:
             raise BadInput("files of the challenge are answered with prompts: give --protocol cvpr2025")
         if folder := _predictions(model, question, source):
-            return automatic_trial(question, rule, folder, source.objects, source.declared)
+            return automatic_trial(question, rule, folder, source.classes, source.declared)
         found = _automatic_model(model, choose_device(device))
         if found is None:
             raise BadInput(f"{model} takes prompts: give --protocol clicks or box, or a folder of labels as MODEL")
-        return automatic_trial(question, rule, found, source.objects, source.declared)
+        return automatic_trial(question, rule, found, source.classes, source.declared)
     return prompted_trial(question, rule, load_model(model, device=device))
 
 
@@ -253,7 +253,7 @@ def _unlike(model: str, device: str, source: Source) -> str | None:
 
     if predictions_in(Path(model), source.cases):
         return None
-    return unlike(_automatic_model(model, choose_device(device)), source.objects)
+    return unlike(_automatic_model(model, choose_device(device)), source.classes)
 
 
 def _predictions(model: str, question: Question, source: Source) -> Path | None:
@@ -273,7 +273,7 @@ def _settings(question: Question, rule: Rule, model: str, source: Source) -> dic
         "weights": fingerprint(model),
         "dataset": source.name,
         "split": source.split,
-        "objects": dict(source.objects),
+        "objects": {name: list(value) if isinstance(value, tuple) else value for name, value in source.objects.items()},
         "ignore": source.ignore,
         "protocol": question.protocol,
         "clicks": question.count,

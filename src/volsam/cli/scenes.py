@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from volsam.data.dataset import IGNORE, Case, read_image, read_label
+from volsam.data.dataset import IGNORE, Case, Dataset, read_image, read_label
 from volsam.data.splits import chosen_cases
 from volsam.errors import BadInput
 from volsam.evaluation.cvpr2025 import read_task
@@ -20,12 +20,13 @@ class Source:
     """What is evaluated on.
 
     name: of the dataset; split: which of its cases, in words; objects: those that are scored, empty where each case has
-    its own; declared: all labels of the dataset; cases; read: a case, to what is asked about.
+    its own, with several values where they are regions; declared: all labels of the dataset; cases; read: a case, to
+    what is asked about.
     """
 
     name: str
     split: str
-    objects: Mapping[str, int]
+    objects: Mapping[str, int | tuple[int, ...]]
     declared: Mapping[str, int]
     cases: tuple[Case, ...]
     read: Callable[[Case], Scene]
@@ -34,6 +35,12 @@ class Source:
     def of_the_challenge(self) -> bool:
         """Whether the cases are files of the CVPR 2025 challenge, with boxes on axial slices."""
         return not self.objects
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """The labels that the scored objects are made of."""
+        values = {each for value in self.objects.values() for each in (value if isinstance(value, tuple) else (value,))}
+        return {name: value for name, value in self.declared.items() if value in values}
 
     @property
     def ignore(self) -> int | None:
@@ -49,7 +56,7 @@ def source_of(folder: Path, split: str | None, fold: int, wanted: Sequence[str] 
             raise BadInput(f"{folder} holds files of the challenge, which have no parts: leave --split and --fold out")
         return _challenge(folder, files, wanted)
     dataset, cases = chosen_cases(folder, split or "test", fold)
-    values = _chosen(dataset.objects, wanted)
+    values = _chosen(dataset, wanted)
 
     def read(case: Case) -> Scene:
         volume = read_image(case)
@@ -59,11 +66,12 @@ def source_of(folder: Path, split: str | None, fold: int, wanted: Sequence[str] 
     return Source(dataset.name, said, values, dataset.labels, tuple(cases), read)
 
 
-def _chosen(objects: Mapping[str, int], wanted: Sequence[str] | None) -> dict[str, int]:
-    if not objects:
+def _chosen(dataset: Dataset, wanted: Sequence[str] | None) -> dict[str, int | tuple[int, ...]]:
+    if not dataset.scored:
         raise BadInput("the dataset declares no label but the background: there is nothing to score")
     if wanted is None:
-        return dict(objects)
+        return dataset.scored
+    objects = {**dataset.objects, **dataset.scored}
     if not wanted:
         raise BadInput(f"--objects names none of {', '.join(objects)}")
     for each in wanted:

@@ -166,6 +166,11 @@ def _warn(job: Job, dataset: Dataset) -> None:
             f"warning: {job.method.name} sees one channel, {dataset.channels[0]}, of the {len(dataset.channels)} that "
             f"{dataset.name} has; unet, dynunet and their like see all"
         )
+    if dataset.regions:
+        say(
+            f"{dataset.name} has regions, {', '.join(dataset.regions)}: learnt are the labels that they join, a class "
+            "each; `volsam evaluate` scores the regions"
+        )
     others = [name for name in dataset.objects if name not in job.plan.labels]
     if others and "object" in type(job.config).model_fields:
         say(

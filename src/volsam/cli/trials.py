@@ -151,14 +151,16 @@ def automatic_trial(
     question: Question,
     rule: Rule,
     source: AutomaticModel | Path,
-    objects: Mapping[str, int],
+    classes: Mapping[str, int],
     declared: Mapping[str, int],
 ) -> Trial:
-    """Score a model without prompts, or labels that lie in a folder; `declared` are all labels of the dataset."""
+    """Score a model without prompts, or labels that lie in a folder; `classes` are the labels that the scored objects
+    are made of, `declared` all labels of the dataset.
+    """
     if isinstance(source, Path):
         find = labels_from(source, declared)
     else:
-        find = labels_of(source, objects, question.plane, question.stride)
+        find = labels_of(source, classes, question.plane, question.stride)
 
     def trial(scene: Scene) -> Iterator[tuple[str, Played]]:
         score = question.score(scene.volume.grid, rule)

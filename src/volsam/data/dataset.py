@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -60,6 +60,8 @@ class Dataset:
     part: Part = "training"
     licence: str = ""
     """Of the data, as dataset.json says."""
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """nnU-Net's regions, which join label values and may overlap; none where every label has a value of its own."""
 
     @property
     def objects(self) -> dict[str, int]:
@@ -70,6 +72,11 @@ class Dataset:
     def ignored(self) -> int | None:
         """The value of voxels whose truth is not known, nnU-Net's "ignore"; None where all are known."""
         return self.labels.get(IGNORE)
+
+    @property
+    def scored(self) -> dict[str, int | tuple[int, ...]]:
+        """What is looked for in the dataset: its regions, where it has some, or else its objects."""
+        return {**self.regions} if self.regions else {**self.objects}
 
     def case(self, name: str) -> Case:
         """The case of that name."""
@@ -84,7 +91,7 @@ def read_dataset(folder: str | Path, part: Part = "training") -> Dataset:
     folder = Path(folder)
     table = read_table(folder)
     channels = _channels(table, folder)
-    labels = _labels(table, folder)
+    labels, regions = _labels(table, folder)
     ending = str(table.get("file_ending", ".nii.gz"))
     entries = _entries(table, part)
     if entries:
@@ -97,7 +104,8 @@ def read_dataset(folder: str | Path, part: Part = "training") -> Dataset:
         )
     name = str(table.get("name") or folder.resolve().name)
     licence = next((str(table[key]) for key in ("licence", "license") if table.get(key)), "")
-    return Dataset(folder, name, labels, channels, tuple(sorted(cases, key=lambda case: case.name)), part, licence)
+    cases = sorted(cases, key=lambda case: case.name)
+    return Dataset(folder, name, labels, channels, tuple(cases), part, licence, regions)
 
 
 def read_image(case: Case) -> Volume:
@@ -173,24 +181,45 @@ def _channels(table: Table, folder: Path) -> tuple[str, ...]:
     raise BadInput(f'{folder / "dataset.json"}: "channel_names" is a table such as {{"0": "CT"}}, got {got!r}')
 
 
-def _labels(table: Table, folder: Path) -> dict[str, int]:
-    """Label names and their values, from {"liver": 1} (nnU-Net v2) or {"1": "liver"} (before)."""
+def _labels(table: Table, folder: Path) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+    """Label names and their values, from {"liver": 1} (nnU-Net v2) or {"1": "liver"} (before), and regions.
+
+    Where some labels join several values, as {"tumour": [1, 2], "core": [2]}, these are regions, and so are the others.
+    Labels are then the values themselves, named as the region that has that one alone, or "label 1".
+    """
     where = f'{folder / "dataset.json"}: "labels"'
     labels = table.get("labels")
     if not isinstance(labels, dict) or not labels:
         raise BadInput(f'{where} is a table such as {{"background": 0, "liver": 1}}, got {labels!r}')
     if all(key.isdigit() and isinstance(value, str) for key, value in labels.items()):
         labels = {name: int(value) for value, name in labels.items()}
+    regions: dict[str, tuple[int, ...]] = {}
+    if any(isinstance(value, list) for value in labels.values()):
+        regions = {
+            name: _joined(value, f"{where}: {name!r}") for name, value in labels.items() if value not in (0, [0])
+        }
+        rest = regions.pop(IGNORE, ())
+        alone = {values[0]: name for name, values in regions.items() if len(values) == 1}
+        parts = sorted({value for values in regions.values() for value in values})
+        labels = {"background": 0, **{alone.get(value, f"label {value}"): value for value in parts}}
+        if rest:
+            labels[IGNORE] = rest[0]
     for name, value in labels.items():
-        if isinstance(value, list):
-            raise BadInput(f"{where}: {name!r} joins the values {value}; give each label one value of its own")
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise BadInput(f"{where}: the value of {name!r} is a whole number from 0, got {value!r}")
     twice = [value for value, count in Counter(labels.values()).items() if count > 1]
     if twice:
         names = [name for name, value in labels.items() if value == twice[0]]
         raise BadInput(f"{where}: {' and '.join(map(repr, names))} have the same value {twice[0]}")
-    return labels
+    return labels, regions
+
+
+def _joined(value: Any, where: str) -> tuple[int, ...]:
+    """The values of a region."""
+    values = value if isinstance(value, list) else [value]
+    if not values or any(isinstance(each, bool) or not isinstance(each, int) or each < 1 for each in values):
+        raise BadInput(f"{where} joins whole numbers from 1, such as [1, 2], got {value!r}")
+    return tuple(sorted(set(values)))
 
 
 def _entries(table: Table, part: Part) -> list[Table]:

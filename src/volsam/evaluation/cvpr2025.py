@@ -68,7 +68,7 @@ def play(
     labels: Labels = np.zeros(volume.grid.shape, np.uint8)
     answers = {name: Answers(counted) for name in objects}
     began = perf_counter()
-    ask = begin(volume, objects.values_of)
+    ask = begin(volume, {name: _value(objects, name) for name in objects})
     waited = perf_counter() - began
     for turn in range(CLICKS + 1):
         new = _boxes(boxes, objects) if turn == 0 else _clicks(labels, objects, volume.grid)
@@ -77,7 +77,7 @@ def play(
             labels = objects.known(ask({name: PromptSet(prompts) for name, prompts in new.items()}))
         seconds, waited = perf_counter() - began + waited, 0.0
         for name in objects:
-            mask = labels == objects.values_of[name]
+            mask = objects.within(labels, name)
             found = score(mask, objects[name], turn == CLICKS)
             answers[name].add(Step(found, tuple(new[name]), seconds / len(objects)), mask)
     return {name: answer.played for name, answer in answers.items()}
@@ -146,12 +146,19 @@ def _halved(mask: Mask) -> Mask:
     return np.asarray(even.reshape(d, 2, h, 2, w, 2).any(axis=(1, 3, 5)))
 
 
+def _value(objects: Objects, name: str) -> int:
+    value = objects.values_of[name]
+    if not isinstance(value, int):
+        raise BadInput(f"{name} joins the values {', '.join(map(str, value))}: the challenge has one for each object")
+    return value
+
+
 def _boxes(boxes: Mapping[str, Box] | None, objects: Objects) -> dict[str, list[Prompt]]:
     return {name: [boxes[name]] if boxes is not None and name in boxes else [] for name in objects}
 
 
 def _clicks(labels: Labels, objects: Objects, grid: Grid) -> dict[str, list[Prompt]]:
-    clicks = {name: correction(objects[name], labels == objects.values_of[name], grid) for name in objects}
+    clicks = {name: correction(objects[name], objects.within(labels, name), grid) for name in objects}
     return {name: [] if click is None else [click] for name, click in clicks.items()}
 
 

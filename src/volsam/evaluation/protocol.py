@@ -54,16 +54,22 @@ Start: TypeAlias = Callable[[Volume], Add]
 class Objects(Mapping[str, Mask]):
     """The objects of a case by name, each made from the labels when it is asked for: all at once would fill memory.
 
-    labels: (i, j, k); values: of the objects; ignore: of voxels whose truth is not known, None where there are none.
+    labels: (i, j, k); values: of the objects, several where one joins them; ignore: of voxels whose truth is not known,
+    None where there are none.
     """
 
-    def __init__(self, labels: Labels, values: Mapping[str, int], ignore: int | None = None) -> None:
+    def __init__(self, labels: Labels, values: Mapping[str, int | tuple[int, ...]], ignore: int | None = None) -> None:
         self.labels = labels
         self.values_of = dict(values)
         self.ignore = ignore
 
     def __getitem__(self, name: str) -> Mask:
-        found: Mask = self.labels == self.values_of[name]
+        return self.within(self.labels, name)
+
+    def within(self, labels: Labels, name: str) -> Mask:
+        """Where an object is in labels (i, j, k), which may be an answer's."""
+        value = self.values_of[name]
+        found: Mask = np.isin(labels, value) if isinstance(value, tuple) else labels == value
         return found
 
     def __iter__(self) -> Iterator[str]:
@@ -145,8 +151,8 @@ def automatic(predict: Predict, volume: Volume, objects: Objects, score: Score) 
     if labels.shape != objects.labels.shape:
         raise BadInput(f"labels of shape {labels.shape} do not lie on the grid of {volume.name}, {volume.grid!r}")
     labels = objects.known(labels)
-    for name, value in objects.values_of.items():
-        mask = labels == value
+    for name in objects:
+        mask = objects.within(labels, name)
         yield name, Played((Step(score(mask, objects[name], True), (), seconds),), mask)
 
 
