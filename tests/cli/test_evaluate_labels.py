@@ -85,7 +85,7 @@ def test_regions_are_scored_by_the_labels_that_they_join(type_, tmp_path):
     assert all(float(row["dice"]) < 0.1 for row in rows if row["object"] == "cyst")
     assert json.loads((tmp_path / "report" / "results.json").read_text())["settings"]["objects"] == {
         "all": [1, 2],
-        "cyst": [2],
+        "cyst": 2,
     }
     again = type_(*words)
     assert again.exit_code == 0, again.output
@@ -100,8 +100,11 @@ def test_clicks_are_given_on_a_region(type_, a_model, tmp_path):
     result = type_(*words)
     assert result.exit_code == 0, result.output
     assert [row["object"] for row in rows_of(tmp_path / "report")] == ["all", "cyst", "all", "all"]
-    together = type_(*words[:4], tmp_path / "other", "--split", "all", "--protocol", "cvpr2025")
-    assert "all joins the values 1, 2: the challenge has one for each object" in together.stderr
+    together = (*words[:4], tmp_path / "other", "--split", "all", "--protocol", "cvpr2025")
+    said = error_of(type_(*together))
+    assert "has one value for each object, and all joins several: name some of label 1, cyst with --objects" in said
+    assert not (tmp_path / "other" / "scores.csv").exists()
+    assert type_(*together, "--objects", "label 1,cyst").exit_code == 0
 
 
 # --- voxels to ignore ------------------------------------------------------------------------------------------------

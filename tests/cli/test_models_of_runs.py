@@ -88,6 +88,17 @@ def test_the_file_names_no_case_and_still_knows_them(a_run, a_dataset, tmp_path)
     assert (settings["name"], settings["trained_on"], settings["steps"]) == ("unet", 3, 2)
 
 
+def test_a_run_in_one_file_is_scored_on_the_cases_that_it_never_saw(a_run, a_dataset, tmp_path):
+    file = tmp_path / "shapes.safetensors"
+    said("models", "export", a_run, "-o", file)
+    said("evaluate", a_run, a_dataset, "-o", tmp_path / "folder", "--device", "cpu")
+    said("evaluate", file, a_dataset, "-o", tmp_path / "file", "--device", "cpu")
+    rows = [json.loads((tmp_path / each / "results.json").read_text())["rows"] for each in ("folder", "file")]
+    assert {row["case"] for row in rows[0]} == {row["case"] for row in rows[1]}
+    assert len({row["case"] for row in rows[0]}) == 1
+    assert [row["scores"]["dice"] for row in rows[0]] == [row["scores"]["dice"] for row in rows[1]]
+
+
 def test_a_run_is_kept_from_its_folder_and_begun_with(a_run, a_dataset, tmp_path):
     said("models", "import", a_run)
     words = ("train", "unet", a_dataset, "-o", tmp_path / "next", "--device", "cpu")

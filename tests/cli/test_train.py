@@ -172,6 +172,23 @@ def test_a_preset_is_what_its_paper_had_and_settings_of_ones_own_win(a_dataset, 
     assert record["config"]["spacing"] == 2
 
 
+def test_a_preset_s_voxels_suit_methods_that_have_one_size_for_each_axis(a_dataset, tmp_path):
+    words = ("--preset", "amos22", "--set", "max_steps=1", "--device", "cpu", "--dry-run")
+    code, output = said("train", "adapt", a_dataset, "-o", tmp_path / "run", *words)
+    assert code == 0, output
+    assert "spacing=[1.5, 1.5, 1.5]" in output
+    assert "seen in 1.50 × 1.50 × 1.50 mm" in output
+
+
+def test_that_patients_are_not_told_apart_where_a_file_says_which_case_is_where_is_told(a_dataset, tmp_path):
+    folds = [{"train": ["case0", "case1"], "val": ["case2"]}]
+    (a_dataset / "splits_final.json").write_text(json.dumps(folds))
+    words = ("train", "unet", a_dataset, "-o", tmp_path / "run", "--patient", r"case\d", "--dry-run", *QUICK)
+    code, output = said(*words)
+    assert code == 0, output
+    assert "warning: --patient has no effect, since splits_final.json of" in output
+
+
 def test_a_window_alone_is_brought_to_minus_one_to_one(a_dataset, tmp_path):
     words = ("train", "unet", a_dataset, "-o", tmp_path / "run", *QUICK)
     assert said(*words, "--set", "window=[50,150]")[0] == 0
@@ -215,7 +232,10 @@ def test_settings_of_the_line_win_over_those_of_a_file(a_dataset, tmp_path):
         (["train", "unet", "{data}", "-o", "{run}", "--patient", "("], "is no pattern"),
         (["train", "adapt", "{data}", "-o", "{run}", "--init", "gone.safetensors"], "there is no such file"),
         (["distill", "unet", "{data}", "--teacher", "volsam-s", "-o", "{run}"], "a student is trained as fastsam3d"),
-        (["distill", "fastsam3d", "{data}", "--teacher", "volsam-s", "-o", "{run}"], "learns from SAM-Med3D"),
+        (
+            ["distill", "fastsam3d", "{data}", "--teacher", "sam-mini", "-o", "{run}"],
+            "learns from SAM-Med3D and its like",
+        ),
     ],
 )
 def test_what_will_not_do_is_told_in_one_line(a_dataset, tmp_path, words, told):

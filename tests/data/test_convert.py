@@ -181,6 +181,22 @@ def test_labels_become_binary_tasks_and_come_back(decathlon, tmp_path):
     assert np.array_equal(after, np.array([0, 2, 1])[before])
 
 
+def test_regions_are_kept_and_are_tasks(decathlon, tmp_path):
+    (decathlon / "dataset.json").rename(tmp_path / "table.json")
+    table = json.loads((tmp_path / "table.json").read_text())
+    table["labels"] = {"background": 0, "whole": [1, 2], "cancer": [2], "ignore": 3}
+    (decathlon / "dataset.json").write_text(json.dumps({**table, "regions_class_order": [1, 2]}))
+    convert(decathlon, tmp_path / "renewed")
+    assert read_dataset(tmp_path / "renewed").regions == {"whole": (1, 2), "cancer": (2,)}
+    assert read_dataset(tmp_path / "renewed").ignored == 3
+    assert json.loads((tmp_path / "renewed/dataset.json").read_text())["regions_class_order"] == [1, 2]
+    made = convert(decathlon, tmp_path / "tasks", to="sam-med3d")
+    assert [(one.name, one.cases) for one in made] == [("whole/CT_Pancreas", 2), ("cancer/CT_Pancreas", 1)]
+    assert made[0].notes == ("voxels labelled ignore are background there",)
+    mask = nib.load(tmp_path / "tasks/whole/CT_Pancreas/labelsTr/p_1.nii.gz").get_fdata()
+    assert np.array_equal(mask > 0, a_label(1, 2) > 0)
+
+
 def test_frames_become_a_volume_with_three_channels(tmp_path):
     sequence = tmp_path / "video" / "seq_1"
     colours = presets["endovis18"].colours

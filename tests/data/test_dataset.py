@@ -143,7 +143,12 @@ def test_an_unknown_case_is_answered_with_a_known_one(a_dataset):
         ({"labels": {}}, '"labels" is a table'),
         ({"labels": {"background": 0, "all": [1, "2"]}}, r"'all' joins whole numbers from 1, .* got \[1, '2'\]"),
         ({"labels": {"background": 0, "all": []}}, "'all' joins whole numbers from 1"),
-        ({"labels": {"background": 0, "all": [1, 2], "ignore": 2}}, "'label 2' and 'ignore' have the same value 2"),
+        (
+            {"labels": {"background": 0, "all": [1, 2], "ignore": 2}},
+            r"'ignore' has one value that is in no region, got \[2\]",
+        ),
+        ({"labels": {"all": [1, 2], "ignore": [3, 4]}}, r"'ignore' has one value that is in no region, got \[3, 4\]"),
+        ({"labels": {"label 2": [1], "all": [1, 2]}}, "'label 2' is what a part of a region is called here"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "'a' and 'b' have the same value 1"),
         ({"labels": {"a": "1"}}, "whole number from 0, got '1'"),
         ({"channel_names": "CT"}, '"channel_names" is a table .* got .CT'),
@@ -164,7 +169,7 @@ def test_regions_are_made_of_labels(a_dataset):
     assert dataset.regions == {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
     assert dataset.labels == {"background": 0, "label 1": 1, "label 2": 2, "enhancing": 3, "ignore": 4}
     assert dataset.objects == {"label 1": 1, "label 2": 2, "enhancing": 3}
-    assert dataset.scored == dataset.regions
+    assert dataset.scored == {"whole": (1, 2, 3), "core": (2, 3), "enhancing": 3}
     assert dataset.ignored == 4
     describe(a_dataset, labels={"background": 0, "core": 1})
     assert read_dataset(a_dataset).scored == {"core": 1}

@@ -48,3 +48,17 @@ def test_label_values_without_a_name_are_refused_and_kept_nowhere(tmp_path):
         prepare(cases, Preparation(), (0, 1), tmp_path / "kept", declared=(0, 1))
     assert not list((tmp_path / "kept").iterdir())
     assert len(prepare(cases, Preparation(), (0, 1), tmp_path / "kept", declared=(0, 1, 7, 9))) == 1
+
+
+def test_the_limit_of_open_files_grows_with_the_cases(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
+        prepare([], Preparation(), (0, 1), tmp_path / "kept")
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 300
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (300, 400))
+        with pytest.raises(BadInput, match="open files, and this system allows a program 400: raise that limit"):
+            prepare([], Preparation(), (0, 1), tmp_path / "kept")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

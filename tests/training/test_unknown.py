@@ -13,13 +13,14 @@ from torch import Tensor
 
 from volsam.data.dataset import Dataset, read_dataset, read_label
 from volsam.data.io import write_volume
-from volsam.data.preparation import UNKNOWN, Preparation, Prepared
+from volsam.data.preparation import UNKNOWN, Preparation, Prepared, prepare
+from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.models.prompt_maps import NOWHERE, Prompts
 from volsam.recipes.methods import runs
 from volsam.training.augment import Augment
 from volsam.training.clicks import clicks_on_errors
-from volsam.training.dense_clicks import near_clicks, next_prompts, overlap
+from volsam.training.dense_clicks import Targets, first_prompts, near_clicks, next_prompts, overlap
 from volsam.training.items import Embedded, Items, Patches, Stacks
 from volsam.training.losses import (
     Loss,
@@ -111,9 +112,9 @@ def test_no_simulated_click_falls_there() -> None:
 
 
 def test_in_a_conversation_with_volsam_s_neither() -> None:
-    target, known = torch.zeros(1, 1, 8, 8, 8), torch.ones(1, 1, 8, 8, 8)
+    target, known = torch.zeros(1, 1, 8, 8, 8), torch.ones(1, 1, 16, 16, 16)
     target[..., :4, :4, :4] = 1
-    known[..., 4:, :, :] = 0
+    known[..., 8:, :, :] = 0
     nothing = Prompts(torch.full((1, 3, 3), float(NOWHERE)), torch.full((1, 3), -1), torch.zeros(1, 1, 16, 16, 16))
     everything = torch.ones_like(target)
     given = 0
@@ -123,6 +124,7 @@ def test_in_a_conversation_with_volsam_s_neither() -> None:
             given += 1
             assert after.points[0, 1, 0] < 8
     assert given > 30
+    known = torch.nn.functional.avg_pool3d(known, 2)
     half = torch.ones_like(target).requires_grad_()
     clicked = Prompts(torch.tensor([[[7.0, 4.0, 4.0]]]), torch.ones(1, 1, dtype=torch.long), nothing.box)
     near_clicks(half, target, clicked, known).sum().backward()
@@ -131,6 +133,26 @@ def test_in_a_conversation_with_volsam_s_neither() -> None:
     assert not half.grad[..., 4:, :, :].any()
     perfect_where_known = torch.where((target > 0) | (known == 0), 1.0, -1.0)
     assert overlap(perfect_where_known, target, known=known) > 0.999
+
+
+def test_a_single_slice_is_asked_about_and_judged_as_it_is_known() -> None:
+    masks, known = torch.zeros(1, 1, 32, 32, 32), torch.zeros(1, 1, 32, 32, 32)
+    known[:, :, 9] = 1
+    masks[:, :, 9, 8:20, 8:20] = 1
+    nowhere = torch.full((1, 3), float(NOWHERE))
+    targets = Targets(torch.zeros(1, 3, 32, 32, 32), masks, masks.flatten(1).sum(1), nowhere, known)
+    assert set(targets.half.unique().tolist()) == {0.0, 1.0}
+    sure = torch.where(targets.half > 0.5, 20.0, -20.0)
+    assert overlap_of_masks(sure, targets.half, targets.half_known) < 1e-3
+    assert overlap(sure, targets.half, known=targets.half_known) > 0.999
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        first = first_prompts(targets, generator)
+        if first.labels[0, 0] == 1:
+            assert masks[(0, 0, *first.points[0, 0].long())] == 1
+        after = next_prompts(first, -sure, targets.half, 1, generator, known)
+        assert after.labels[0, 1] >= 0, "all of it is wrong"
+        assert known[(0, 0, *after.points[0, 1].long())] == 1
 
 
 # --- items -----------------------------------------------------------------------------------------------------------
@@ -184,6 +206,37 @@ def test_a_coarser_voxel_takes_the_class_of_what_is_known_in_it() -> None:
     assert sorted(np.unique(found).tolist()) == [0, 1, UNKNOWN]
     assert (found == 1).sum() == 1
     assert (found == 0).sum() == 1
+
+
+def test_between_slices_nothing_is_known_that_is_not_in_the_nearest_one() -> None:
+    values = np.full((4, 4, 3), 9)
+    values[..., 1] = 0
+    values[1:3, 1:3, 1] = 1
+    grid = Grid.at((4, 4, 3), (1.0, 1.0, 5.0))
+    found = Preparation(spacing=(1.0, 1.0, 1.0)).label(values, grid, (0, 1), ignored=9)
+    assert found.shape == (4, 4, 15)
+    assert (found[..., :5] == UNKNOWN).all()
+    assert (found[..., 10:] == UNKNOWN).all()
+    assert (found[1:3, 1:3, 5:10] == 1).all()
+    assert (found[0, :, 5:10] == 0).all()
+
+
+def test_more_classes_than_a_byte_tells_apart_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="255 labels are too many to learn together: 254 are the most"):
+        prepare([], Preparation(), range(256), tmp_path)
+
+
+def test_a_box_is_that_of_the_object_where_only_a_part_of_a_slice_is_known(a_case: Prepared) -> None:
+    label = np.array(a_case.label)
+    label[8:] = 0
+    label[2:4] = UNKNOWN
+    label[2:4, 5:8, 5:8] = 1
+    case = Prepared("case", a_case.image, label, (np.argwhere(label == 1).astype(np.int32),))
+    boxes = {tuple(items["box"].flatten().tolist()) for number in range(20) if (items := MADE[4](case)[number])}
+    plain = Stacks([case], 1, 16, Augment("none"), 0, boxed=True)
+    assert all(plain[number]["box"].tolist() == [[4, 4], [9, 9]] for number in range(20)), boxes
+    assert any((plain[number]["label"] == UNKNOWN).any() for number in range(20))
+    assert all(set(plain[number]["label"].unique().tolist()) <= {0, 1, UNKNOWN} for number in range(20))
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

@@ -31,11 +31,13 @@ def show_embeddings(name: str, folders: Sequence[Path], output: Path, device: st
 
     model = load_model(name, device=device)
     datasets = _named([read_dataset(folder) for folder in folders])
-    cases = [(called, case) for called, dataset in datasets.items() for case in dataset.cases]
+    cases = [
+        (called, case, list(dataset.objects.values())) for called, dataset in datasets.items() for case in dataset.cases
+    ]
     points: list[Point] = []
-    for dataset, case in track(cases, "cases"):
+    for dataset, case, values in track(cases, "cases"):
         try:
-            points += [Point(dataset, case.name, vector) for vector in _vectors(model, case, plane)]
+            points += [Point(dataset, case.name, vector) for vector in _vectors(model, case, values, plane)]
         except Exception as error:  # one case that cannot be read must not end the work on the others
             say(f"{dataset} {case.name} error: {' '.join(explained(error).split())}")
     apart = embedding.write(points, name, output)
@@ -56,13 +58,13 @@ def _named(datasets: Sequence[Dataset]) -> dict[str, Dataset]:
     return found
 
 
-def _vectors(model: Model, case: Case, plane: str) -> Iterator[NDArray[np.float32]]:
+def _vectors(model: Model, case: Case, values: Sequence[int], plane: str) -> Iterator[NDArray[np.float32]]:
     """Features of the region around what is labelled, or of slices through it; of all, where nothing is."""
     from volsam.inference.predictor import Predictor
     from volsam.inference.slices import SliceModel, SlicePredictor
 
     volume = read_image(case)
-    low, high = _span(case, volume)
+    low, high = _span(case, volume, values)
     if isinstance(model, SliceModel):
         predictor = SlicePredictor(model, volume, plane)
         ends = np.rint(predictor.stack.to_voxels(volume.grid.to_world([low, high]))[:, 0]).astype(int)
@@ -76,9 +78,9 @@ def _vectors(model: Model, case: Case, plane: str) -> Iterator[NDArray[np.float3
     yield _mean(Predictor(model, volume).encoded(roi), model.name)
 
 
-def _span(case: Case, volume: Volume) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _span(case: Case, volume: Volume, values: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """First and last voxel (3,) of what is labelled, else of the volume."""
-    box = None if case.label is None else bounding_box(read_label(case, volume.grid) > 0)
+    box = None if case.label is None else bounding_box(np.isin(read_label(case, volume.grid), values))
     if box is None:
         return np.zeros(3), np.array(volume.grid.shape, float) - 1
     return np.array([side.start for side in box], float), np.array([side.stop - 1 for side in box], float)

@@ -195,8 +195,12 @@ def _source(dataset: Path, split: str | None, fold: int, objects: str | None, le
                 wanted = list(learnt.objects)
             names = {case.name for case in found.cases}
             is_best = learnt.held_out or not (dataset / FOLDERS["test"][1]).is_dir()
-            if split in (None, "test") and learnt.left and learnt.left <= names and is_best:
-                return replace(source_of(dataset, str(learnt.splits), 0, wanted), split="test")
+            if split in (None, "test") and is_best:
+                if learnt.left and learnt.left <= names:
+                    return replace(source_of(dataset, str(learnt.splits), 0, wanted), split="test")
+                if not learnt.left:  # a run in one file has no names of cases
+                    whole = source_of(dataset, "all", 0, wanted)
+                    return replace(whole, split="test", cases=learnt.left_of(whole.cases))
     return source_of(dataset, split, fold, wanted)
 
 
@@ -234,6 +238,12 @@ def _trial(question: Question, rule: Rule, model: str, device: str, source: Sour
     from volsam.cli.trials import automatic_trial, prompted_trial
     from volsam.recipes.recipe import choose_device, load_model
 
+    joined = [name for name, value in source.objects.items() if isinstance(value, tuple)]
+    if question.protocol == "cvpr2025" and joined:
+        raise BadInput(
+            f"--protocol cvpr2025 has one value for each object, and {joined[0]} joins several: name some of "
+            f"{', '.join(source.classes)} with --objects"
+        )
     if question.protocol == "automatic":
         if not source.objects:
             raise BadInput("files of the challenge are answered with prompts: give --protocol cvpr2025")

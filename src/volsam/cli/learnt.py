@@ -41,6 +41,12 @@ class Learnt:
         if chosen := sum(digest in self.validation for digest in digests):
             yield f"cases that its weights were chosen by: {chosen} of {len(cases)}; their scores flatter it a little"
 
+    def left_of(self, cases: Sequence[Case]) -> tuple[Case, ...]:
+        """Those that were neither learnt from nor chosen by, or, where there are none, those that were chosen by."""
+        by_digest = {case: digest_of(case) for case in cases}
+        unseen = tuple(case for case in cases if by_digest[case] not in self.training | self.validation)
+        return unseen or tuple(case for case in cases if by_digest[case] in self.validation) or tuple(cases)
+
     def is_of(self, cases: Iterable[Case]) -> bool:
         """Whether these are cases of the dataset that was learnt from."""
         known = self.training | self.validation

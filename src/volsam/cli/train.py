@@ -135,6 +135,7 @@ def begin(
 ) -> None:
     """Choose cases, make the run ready, and carry it out."""
     from volsam.data.dataset import read_dataset
+    from volsam.data.splits import NAME as SPLITS
     from volsam.data.splits import patient_of
     from volsam.recipes.methods import runs
     from volsam.recipes.recipe import choose_device
@@ -143,6 +144,8 @@ def begin(
     seed = int(given.get("seed", 0)) if str(given.get("seed", 0)).lstrip("-").isdigit() else 0
     names = [case.name for case in found.cases if case.label is not None]
     whose = patient_of(patient, names) if patient else str
+    if patient and (found.folder / SPLITS).is_file():
+        say(f"warning: --patient has no effect, since {SPLITS} of {found.name} says which case is where")
     cases = runs.choose_cases(found, fold, train_cases, seed, whose)
     with TemporaryDirectory() if dry else nullcontext() as away:
         job = runs.start(
@@ -212,7 +215,10 @@ def of_preset(name: str | None, recipe: str) -> dict[str, Any]:
     from volsam.recipes.methods.method import load_methods
 
     preset = presets[name]
-    found = preset.settings(load_methods()[recipe].config.model_fields)
+    fields = load_methods()[recipe].config.model_fields
+    found = preset.settings(fields)
+    if "spacing" in found and "tuple" in str(fields["spacing"].annotation):  # one for each axis
+        found["spacing"] = [found["spacing"]] * 3
     told = ", ".join(f"{key}={value}" for key, value in found.items()) or f"nothing that {recipe} could be told"
     say(f"as in {preset.paper}: {told}")
     return found
@@ -259,7 +265,9 @@ def _prospect(job: Job, record: Record, found: Any, test: int) -> list[str]:
         f"seen in {seen}, {' × '.join(map(str, plan.patch))} at once, {config.batch_size} per step, {schedule}",
         f"weights: {found.trained:,} learn, {found.frozen:,} are frozen"
         + (f"; begins with {record.init.name}" if record.init.name else ""),
-        f"expected: about {found.memory:.1f} GB of memory, {_minutes(found.seconds)} on {job.device}",
+        "expected: "
+        + ("" if found.memory is None else f"about {found.memory:.1f} GB of memory, ")
+        + f"{_minutes(found.seconds)} on {job.device}",
     ]
 
 

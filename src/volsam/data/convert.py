@@ -21,7 +21,19 @@ from tempfile import mkdtemp
 
 import numpy as np
 
-from volsam.data.dataset import FOLDERS, Case, Dataset, Part, mapped, read_dataset, read_image, read_label, write_table
+from volsam.data.dataset import (
+    FOLDERS,
+    IGNORE,
+    Case,
+    Dataset,
+    Part,
+    mapped,
+    read_dataset,
+    read_image,
+    read_label,
+    read_table,
+    write_table,
+)
 from volsam.data.io import read_volume, volume_name, write_volume
 from volsam.data.presets import Preset
 from volsam.data.splits import NAME as SPLITS
@@ -117,7 +129,13 @@ def _renewed(source: Path, folder: Path, preset: Preset | None) -> Made:
     parts: list[tuple[Part, Dataset]] = [("training", training)]
     if _has_test(source):
         parts.append(("test", read_dataset(source, "test")))
-    names, values = training.labels, None
+    names: Mapping[str, int | Sequence[int]] = training.labels
+    values, extra = None, {}
+    if training.regions:
+        names = {"background": 0, **training.regions}
+        names |= {} if training.ignored is None else {IGNORE: training.ignored}
+        order = read_table(source).get("regions_class_order")
+        extra = {} if order is None else {"regions_class_order": order}
     if preset is not None:
         names, values = preset.relabelled()
         _require_labels(training, preset)
@@ -137,7 +155,8 @@ def _renewed(source: Path, folder: Path, preset: Preset | None) -> Made:
         _write_images(case, folder / FOLDERS["training"][0])
         if case.label is not None:
             _write_label(case.label, folder / FOLDERS["training"][1] / f"{case.name}{ENDING}", values)
-    extra = {"description": f"labels as in {preset.paper}"} if preset is not None else {}
+    if preset is not None:
+        extra = {"description": f"labels as in {preset.paper}"}
     count = len(training.cases) + len(chosen_by)
     write_table(folder, training.name, training.channels, names, count, **extra)
     labelled = [case.name for case in training.cases if case.label is not None]
@@ -205,7 +224,7 @@ def _binary(dataset: Dataset, folder: Path, preset: Preset | None) -> list[Made]
         _require_labels(dataset, preset)
         wanted = dict(preset.scored)
     else:
-        wanted = {name: (value,) for name, value in dataset.objects.items()}
+        wanted = {name: value if isinstance(value, tuple) else (value,) for name, value in dataset.scored.items()}
     if len(dataset.channels) > 1:
         raise BadInput(
             f"{dataset.name} has {len(dataset.channels)} channels, a task of SAM-Med3D has one: give one of one channel"
@@ -231,7 +250,8 @@ def _binary(dataset: Dataset, folder: Path, preset: Preset | None) -> list[Made]
             else:
                 write_volume(read_image(case), target)
             write_volume(volume.with_data(mask), place / "labelsTr" / f"{case.name}{ENDING}")
-    return [Made(f"{_file_name(name)}/{task}", count, 1) for name, count in counts.items() if count]
+    notes = ("voxels labelled ignore are background there",) if dataset.ignored is not None else ()
+    return [Made(f"{_file_name(name)}/{task}", count, 1, notes) for name, count in counts.items() if count]
 
 
 def _file_name(text: str) -> str:

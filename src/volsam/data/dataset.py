@@ -76,7 +76,9 @@ class Dataset:
     @property
     def scored(self) -> dict[str, int | tuple[int, ...]]:
         """What is looked for in the dataset: its regions, where it has some, or else its objects."""
-        return {**self.regions} if self.regions else {**self.objects}
+        if not self.regions:
+            return {**self.objects}
+        return {name: values[0] if len(values) == 1 else values for name, values in self.regions.items()}
 
     def case(self, name: str) -> Case:
         """The case of that name."""
@@ -91,7 +93,7 @@ def read_dataset(folder: str | Path, part: Part = "training") -> Dataset:
     folder = Path(folder)
     table = read_table(folder)
     channels = _channels(table, folder)
-    labels, regions = _labels(table, folder)
+    labels, regions = read_labels(table, folder)
     ending = str(table.get("file_ending", ".nii.gz"))
     entries = _entries(table, part)
     if entries:
@@ -157,7 +159,12 @@ def read_table(folder: Path) -> Table:
 
 
 def write_table(
-    folder: Path, name: str, channels: Sequence[str], labels: Mapping[str, int], cases: int, **more: Any
+    folder: Path,
+    name: str,
+    channels: Sequence[str],
+    labels: Mapping[str, int | Sequence[int]],
+    cases: int,
+    **more: Any,
 ) -> None:
     """Write dataset.json of an nnU-Net dataset."""
     table = {
@@ -181,7 +188,7 @@ def _channels(table: Table, folder: Path) -> tuple[str, ...]:
     raise BadInput(f'{folder / "dataset.json"}: "channel_names" is a table such as {{"0": "CT"}}, got {got!r}')
 
 
-def _labels(table: Table, folder: Path) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+def read_labels(table: Table, folder: Path) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
     """Label names and their values, from {"liver": 1} (nnU-Net v2) or {"1": "liver"} (before), and regions.
 
     Where some labels join several values, as {"tumour": [1, 2], "core": [2]}, these are regions, and so are the others.
@@ -198,12 +205,8 @@ def _labels(table: Table, folder: Path) -> tuple[dict[str, int], dict[str, tuple
         regions = {
             name: _joined(value, f"{where}: {name!r}") for name, value in labels.items() if value not in (0, [0])
         }
-        rest = regions.pop(IGNORE, ())
-        alone = {values[0]: name for name, values in regions.items() if len(values) == 1}
-        parts = sorted({value for values in regions.values() for value in values})
-        labels = {"background": 0, **{alone.get(value, f"label {value}"): value for value in parts}}
-        if rest:
-            labels[IGNORE] = rest[0]
+        labels = _parts_of(regions, where)
+        regions.pop(IGNORE, None)
     for name, value in labels.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise BadInput(f"{where}: the value of {name!r} is a whole number from 0, got {value!r}")
@@ -212,6 +215,18 @@ def _labels(table: Table, folder: Path) -> tuple[dict[str, int], dict[str, tuple
         names = [name for name, value in labels.items() if value == twice[0]]
         raise BadInput(f"{where}: {' and '.join(map(repr, names))} have the same value {twice[0]}")
     return labels, regions
+
+
+def _parts_of(regions: Mapping[str, tuple[int, ...]], where: str) -> dict[str, int]:
+    """The values that regions are made of, each as a label with a name."""
+    ignored = regions.get(IGNORE, ())
+    if len(ignored) > 1 or any(set(ignored) & set(values) for name, values in regions.items() if name != IGNORE):
+        raise BadInput(f"{where}: {IGNORE!r} has one value that is in no region, got {list(ignored)}")
+    alone = {values[0]: name for name, values in regions.items() if len(values) == 1}
+    parts = {value: alone.get(value, f"label {value}") for values in regions.values() for value in values}
+    if taken := [name for value, name in parts.items() if value not in alone and name in regions]:
+        raise BadInput(f"{where}: {taken[0]!r} is what a part of a region is called here: give it another name")
+    return {"background": 0, **{name: value for value, name in sorted(parts.items())}}
 
 
 def _joined(value: Any, where: str) -> tuple[int, ...]:

@@ -33,6 +33,8 @@ PLACES = 4096
 UNKNOWN = 255
 # The least part of a voxel that has to be known for it to have another class.
 LEAST_KNOWN = 0.05
+# Files that are open beside those of the cases.
+SPARE = 512
 # At most this many voxels of a volume are looked at to find percentiles.
 SAMPLE = 1 << 18
 
@@ -85,7 +87,9 @@ class Preparation(BaseModel, frozen=True, extra="forbid"):
 
         unknown = np.zeros(target.shape, np.float32) if ignored is None else share_of(ignored)
         best = 0.5 * (1 - unknown)
-        found = np.where(unknown > 1 - LEAST_KNOWN, UNKNOWN, 0).astype(np.uint8)
+        found = np.zeros(target.shape, np.uint8)
+        if ignored is not None:
+            found[self._share(values == ignored, grid) > 1 - LEAST_KNOWN] = UNKNOWN
         for index, value in enumerate(wanted):
             if index == 0:
                 continue
@@ -93,6 +97,19 @@ class Preparation(BaseModel, frozen=True, extra="forbid"):
             found[(share >= best) & (found != UNKNOWN)] = index
             best = np.maximum(best, share)
         return found
+
+    def _share(self, mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.float32]:
+        """(d, h, w): how much of each voxel is marked, each place as the volume's nearest voxel has it.
+
+        Between two slices of a volume nothing is half marked, as it would be to `resample` with mode="area".
+        """
+        target = self.grid(grid)
+        parts = np.maximum(1, np.ceil(target.spacing / grid.reoriented(self.axes).spacing - 0.05).astype(int))
+        shape, middle = np.array(target.shape) * parts, target.to_world((np.array(target.shape) - 1) / 2)
+        finer = grid.around(middle, [int(size) for size in shape], [*(target.spacing / parts)], self.axes)
+        near = np.asarray(resample(mask.astype(np.uint8), grid, finer, mode="nearest"), np.float32)
+        d, h, w = target.shape
+        return near.reshape(d, parts[0], h, parts[1], w, parts[2]).mean(axis=(1, 3, 5))
 
     def region(self, volume: Volume, roi: Grid) -> NDArray[np.float32]:
         """(d, h, w): a region of the first channel; beyond the scan is its lowest value there, as in training."""
@@ -195,9 +212,12 @@ def prepare(
         ignored: the value of voxels whose truth is not known.
 
     Raises:
-        BadInput: a label holds a value that is not declared.
+        BadInput: a label holds a value that is not declared, or there are more classes than a byte tells apart.
     """
+    if len(values) > UNKNOWN:
+        raise BadInput(f"{len(values) - 1} labels are too many to learn together: {UNKNOWN - 1} are the most")
     folder.mkdir(parents=True, exist_ok=True)
+    _allow_open_files(2 * len(cases) + SPARE)
     known = {0, *values, *(declared or ())}
     return [_prepared(case, preparation, values, folder, known, ignored) for case in progress(cases)]
 
@@ -238,6 +258,23 @@ def _prepared(
                 np.save(file, array)
     label = np.load(label_file, mmap_mode="r")
     return Prepared(case.name, np.load(image_file, mmap_mode="r"), label, _places(label, len(values)))
+
+
+def _allow_open_files(needed: int) -> None:
+    """Raise the limit of open files: an array that is read where it is touched keeps its file open."""
+    try:
+        from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    if soft == RLIM_INFINITY or needed <= soft:
+        return
+    if hard != RLIM_INFINITY and needed > hard:
+        raise BadInput(
+            f"so many cases need {needed} open files, and this system allows a program {hard}: raise that limit "
+            "(ulimit -Hn), or learn from fewer with --train-cases"
+        )
+    setrlimit(RLIMIT_NOFILE, (needed, hard))
 
 
 def _places(label: NDArray[np.uint8], classes: int) -> tuple[NDArray[np.int32], ...]:

@@ -68,7 +68,7 @@ def play(
     labels: Labels = np.zeros(volume.grid.shape, np.uint8)
     answers = {name: Answers(counted) for name in objects}
     began = perf_counter()
-    ask = begin(volume, {name: _value(objects, name) for name in objects})
+    ask = begin(volume, {name: value for name, value in objects.values_of.items() if isinstance(value, int)})
     waited = perf_counter() - began
     for turn in range(CLICKS + 1):
         new = _boxes(boxes, objects) if turn == 0 else _clicks(labels, objects, volume.grid)
@@ -144,13 +144,6 @@ def _halved(mask: Mask) -> Mask:
     even = np.pad(mask, [(0, size % 2) for size in mask.shape])
     d, h, w = (size // 2 for size in even.shape)
     return np.asarray(even.reshape(d, 2, h, 2, w, 2).any(axis=(1, 3, 5)))
-
-
-def _value(objects: Objects, name: str) -> int:
-    value = objects.values_of[name]
-    if not isinstance(value, int):
-        raise BadInput(f"{name} joins the values {', '.join(map(str, value))}: the challenge has one for each object")
-    return value
 
 
 def _boxes(boxes: Mapping[str, Box] | None, objects: Objects) -> dict[str, list[Prompt]]:

@@ -161,16 +161,16 @@ class Core:
             raise
 
     def read_ahead(self, study: str, *, frame: int | None = None, channel: int = 0) -> None:
-        """Read a study before anybody asks for it, which refuses it if it will not do; who opens it first has it."""
+        """Read a study before anybody asks for one, which refuses it if it will not do; the first to open it has it."""
         origin = Origin("study", study, frame, channel)
         self._ahead = (origin, *self._read(origin, Path()))
 
     def _read(self, origin: Origin, folder: Path) -> tuple[Volume, list[str]]:
         """The volume of a session, and what was warned of meanwhile."""
         with self._lock:
-            if self._ahead is not None and self._ahead[0] == origin:
-                (_, volume, notes), self._ahead = self._ahead, None
-                return volume, notes
+            ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == origin:
+            return ahead[1], ahead[2]
         with warned() as notes:
             volume = load(origin, self.settings.studies, folder)
         return volume, notes

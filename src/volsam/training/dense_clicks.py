@@ -51,8 +51,9 @@ class Targets:
 
     @property
     def half(self) -> Float[Tensor, "tb 1 d h w"]:
-        """The masks at half size."""
-        return F.avg_pool3d(self.masks, 2)
+        """The masks at half size: how much of what is known of a voxel is object."""
+        half = F.avg_pool3d(self.masks, 2)
+        return half if self.half_known is None else half / self.half_known.clamp(min=1 / 8)
 
     @property
     def half_known(self) -> Float[Tensor, "tb 1 d h w"] | None:
@@ -119,7 +120,7 @@ def converse(
                 loss = loss + items.mean() + 0.5 * F.smooth_l1_loss(draft.quality[:, 0], dice, beta=0.1)
         scores.append(float(overlap(draft.half.detach(), half, known=known).mean()))
         if turn + 1 < turns:
-            prompts = next_prompts(prompts, draft.half.detach(), half, turn + 1, generator, known)
+            prompts = next_prompts(prompts, draft.half.detach(), half, turn + 1, generator, targets.known)
     return loss / len(learned), scores
 
 
@@ -146,6 +147,8 @@ def first_prompts(targets: Targets, generator: torch.Generator) -> Prompts:
     points = torch.full((len(masks), CLICKS, 3), NOWHERE, device=masks.device)
     labels = torch.full((len(masks), CLICKS), -1, device=masks.device)
     found = deepest(masks, generator).float()
+    if targets.known is not None:
+        found = _onto(found, targets.masks)
     for index in (masks.flatten(1).sum(1) == 0).nonzero()[:, 0].tolist():  # too thin to be seen at half size
         places = (targets.masks[index, 0] > 0.5).nonzero()
         found[index] = places[int(torch.randint(len(places), (), generator=generator))] if len(places) else NOWHERE
@@ -195,25 +198,26 @@ def next_prompts(
     """One more click in the larger error; 4 % of the clicks fall anywhere near the object, with the right sign.
 
     half: (b 1 d h w) logits of the mask so far, at half size; target: (b 1 d h w) in 0..1, at half size;
-    known: as in `Targets`, at half size.
+    known: as in `Targets`.
     """
-    mask, target = _seen(half, known), (target > 0.5).float()
+    seen = None if known is None else F.max_pool3d(known, 2)
+    mask, target = _seen(half, seen), (target > 0.5).float()
     missed, added = target * (1 - mask), mask * (1 - target)
     thickness = [F.avg_pool3d(error, 5, 1, 2).amax(dim=(1, 2, 3, 4)) for error in (missed, added)]
     positive = thickness[0] >= thickness[1]
     error = torch.where(positive[:, None, None, None, None], missed, added)
-    place = deepest(error, generator).float()
+    deep = place = deepest(error, generator).float()
     stray = torch.rand(len(place), generator=generator).to(place.device) < 0.04
     place = torch.where(stray[:, None], place + 4 * torch.randn(place.shape, generator=generator).to(place), place)
     d, h, w = target.shape[-3:]
     place = place.clamp(min=0).minimum(2 * torch.tensor((d, h, w), device=place.device) - 1)
+    if known is not None:
+        place = torch.where(_at(known, place), place, _onto(deep, known))
     index = (place / 2).long()
     at = (index[:, 0].clamp(max=d - 1) * h + index[:, 1].clamp(max=h - 1)) * w + index[:, 2].clamp(max=w - 1)
     sign = target.flatten(1).gather(1, at[:, None])[:, 0] > 0.5
     points, labels = prompts.points.clone(), prompts.labels.clone()
     some = error.flatten(1).sum(1) > 0
-    if known is not None:
-        some = some & (known.flatten(1).gather(1, at[:, None])[:, 0] > 0.5)
     points[:, turn] = torch.where(some[:, None], place, NOWHERE)
     labels[:, turn] = torch.where(some, sign.long(), -1)
     fed = half.detach()
@@ -267,7 +271,7 @@ def overlap(
     """Dice of a mask at half size: inside the region, or with the whole object (`wholes`, in voxels of full size)."""
     mask = _seen(half, known)
     both = (mask * target).sum(dim=(1, 2, 3, 4))
-    inside = target.sum(dim=(1, 2, 3, 4))
+    inside = (target if known is None else target * known).sum(dim=(1, 2, 3, 4))
     size = inside if wholes is None else torch.maximum(wholes / 8, inside)
     return 2 * both / (mask.sum(dim=(1, 2, 3, 4)) + size + 1e-3)
 
@@ -275,4 +279,21 @@ def overlap(
 def _seen(half: Tensor, known: Tensor | None) -> Tensor:
     """The mask of logits, as far as its truth is known."""
     mask = (half > 0).float()
-    return mask if known is None else mask * (known > 0.5)
+    return mask if known is None else mask * known
+
+
+def _at(wanted: Tensor, places: Tensor) -> Tensor:
+    """Whether voxels (b 3) are wanted (b 1 d h w), as (b 1)."""
+    found = [bool(there[(0, *place)]) for there, place in zip(wanted, places.long().tolist(), strict=True)]
+    return torch.tensor(found, device=places.device)[:, None]
+
+
+def _onto(places: Tensor, wanted: Tensor) -> Tensor:
+    """Voxels (b 3), each moved within its cube of two to one that is wanted (b 1 d h w), if there is one."""
+    moved = places.clone()
+    for number in (~_at(wanted, places)[:, 0]).nonzero()[:, 0].tolist():
+        low = places[number].long() // 2 * 2
+        cube = wanted[number, 0][tuple(slice(start, start + 2) for start in low.tolist())]
+        if cube.any():
+            moved[number] = (low + cube.nonzero()[0]).to(moved)
+    return moved

@@ -85,6 +85,7 @@ class DistillTask(nn.Module):
         clicks: how the rest learns.
         unfreeze: part of the time of clicks after which the encoder learns as well.
         lengths: of the stages, together 1; all alike if nothing is said.
+        alike: compare likenesses between places, of a teacher in another space.
         loss: what compares student and teacher: the mean of squares, or of sizes, of their differences.
     """
 
@@ -99,6 +100,7 @@ class DistillTask(nn.Module):
         unfreeze: float = 1.0,
         *,
         lengths: Sequence[float] | None = None,
+        alike: bool = False,
         loss: Literal["mse", "l1"] = "mse",
     ) -> None:
         super().__init__()
@@ -111,6 +113,7 @@ class DistillTask(nn.Module):
         self.clicks = clicks
         self.unfreeze = unfreeze
         self.ends = list(accumulate(lengths or [1 / len(pairs)] * len(pairs)))
+        self.compared = alikeness if alike else lambda found, wanted, difference: difference(found, wanted)
         self.difference = {"mse": F.mse_loss, "l1": F.l1_loss}[loss]
         self.part = 0.0
         _require_taps(network, [own for own, _ in pairs], "the student")
@@ -142,7 +145,7 @@ class DistillTask(nn.Module):
         for index, (own, other) in enumerate(self.pairs[: stage + 1]):
             weight = 1.0 if index == stage else self.keep
             if weight:
-                lost = lost + weight * compared(found[own], wanted[other], self.difference)
+                lost = lost + weight * self.compared(found[own], wanted[other], self.difference)
         return {"loss": lost}
 
     def _told(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
@@ -154,10 +157,8 @@ class DistillTask(nn.Module):
             return batch["image"], outputs(self._teacher[0].to(batch["image"].device), batch["image"], blocks)
 
 
-def compared(found: Tensor, wanted: Tensor, difference: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """How a student's output differs from its teacher's: itself where both are in one space, else its likenesses."""
-    if found.shape == wanted.shape:
-        return difference(found, wanted)
+def alikeness(found: Tensor, wanted: Tensor, difference: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """How a student's likenesses differ from its teacher's, whatever space either is in."""
     d, h, w = (min(MOST_PLACES, *sizes) for sizes in zip(found.shape[2:], wanted.shape[2:], strict=True))
     size = (d, h, w)
     return difference(likenesses(found, size), likenesses(wanted, size))

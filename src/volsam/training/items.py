@@ -30,6 +30,8 @@ FOREGROUND = 0.67
 MISPLACED = 0.1
 # In the label of a stack with a box: the object, and what lies before or behind it in other slices.
 OBJECT, SHADOW = 1, 2
+# What lies before or behind it where the truth is not known.
+HIDDEN = 254
 
 
 class Items(Dataset[Item]):
@@ -148,7 +150,7 @@ class Patches(Items):
 def one_of(label: NDArray[np.uint8], index: int | None) -> NDArray[np.uint8]:
     """A label that is `OBJECT` in one class, none for None, and 0 elsewhere; what is not known stays so."""
     object_ = np.zeros(label.shape, np.uint8) if index is None else np.where(label == index, OBJECT, 0)
-    return np.where(label == UNKNOWN, UNKNOWN, object_).astype(np.uint8)
+    return np.where((label == UNKNOWN) | (label == HIDDEN), UNKNOWN, object_).astype(np.uint8)
 
 
 def cut(
@@ -227,7 +229,7 @@ class Stacks(Items):
             label = self._outlined(case, label, chosen)
         image, label, _ = self.augment.places(image, label, np.ones(label.shape, bool), random)
         image = self.augment.values(image, random)
-        covers = (label == OBJECT) | (label == SHADOW)
+        covers = (label == OBJECT) | (label == SHADOW) | (label == HIDDEN)
         if not self.boxed:
             return {"image": coloured(image), "label": torch.from_numpy(label.astype(np.int64))}
         return {
@@ -237,13 +239,14 @@ class Stacks(Items):
         }
 
     def _outlined(self, case: Prepared, label: NDArray[np.uint8], chosen: int | None) -> NDArray[np.uint8]:
-        """`OBJECT` where one class is, `SHADOW` elsewhere where any slice has it; what is not known stays so."""
+        """`OBJECT` where one class is, `SHADOW` or `HIDDEN` elsewhere where any slice has it, and `UNKNOWN`."""
         if chosen is None:
             return one_of(label, None)
         shadow = (case.label == chosen + 1).any(axis=0).astype(np.float32)
         sized = F.interpolate(torch.from_numpy(shadow)[None, None], size=label.shape[1:], mode="nearest-exact")
-        found = np.where(label == chosen + 1, OBJECT, SHADOW * (sized[0, 0].numpy() > 0.5))
-        return np.where(label == UNKNOWN, UNKNOWN, found).astype(np.uint8)
+        covers = sized[0, 0].numpy() > 0.5
+        found = np.where(label == chosen + 1, OBJECT, SHADOW * covers)
+        return np.where(label == UNKNOWN, np.where(covers, HIDDEN, UNKNOWN), found).astype(np.uint8)
 
     def _voxels_of(self, case: Prepared, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """A rectangle (2 2) of outermost pixels as one of the middles of outermost voxels, which is what users give."""

@@ -73,13 +73,13 @@ def overlap_of_masks(
 ) -> Float[Tensor, " b"]:
     """1 - soft Dice, plus binary cross-entropy, for each item: what a mask from prompts is judged by.
 
-    known: how far the truth of each voxel is known, 0 to 1; the target is 0 where it is not. None: everywhere.
+    known: how much of each voxel is known, 0 to 1; the target is of that part. None: all of all.
     """
     axes = (1, 2, 3, 4)
     known = torch.ones_like(target) if known is None else known
     chance = logits.float().sigmoid() * known
     both = (chance * target).sum(dim=axes)
-    dice = (2 * both + 1) / (chance.sum(dim=axes) + target.sum(dim=axes) + 1)
+    dice = (2 * both + 1) / (chance.sum(dim=axes) + (target * known).sum(dim=axes) + 1)
     entropies = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none") * known
     return 1 - dice + entropies.sum(dim=axes) / known.sum(dim=axes).clamp(min=1)
 

@@ -130,7 +130,7 @@ def sizes_of_teacher(given: Mapping[str, Any], init: str | None) -> dict[str, An
     told = f"--teacher {name}"
     teacher = teacher_of(name)
     if isinstance(teacher, Onlooker):
-        return dict(given)
+        return sizes_of_init(given, init)
     require_no_sizes(given, (size for size in SIZES if size not in OWN_SIZES), told)
     wanted = configured(StudentConfig, {key: given[key] for key in OWN_SIZES if key in given})
     sizes = student_of(teacher.config, wanted.depth, wanted.still, given.get("heads"), wanted.sparse)
@@ -172,7 +172,7 @@ def lesson_of(config: StudentConfig, student: nn.Module) -> tuple[Segmenter | On
     assert isinstance(student, Segmenter)
     teacher = teacher_of(config.teacher)
     if isinstance(teacher, Onlooker):
-        _require_multiple(student.config.encoder.image[0], teacher, config.teacher)
+        _require_seen(student.config.encoder.image[0], config, teacher)
         return teacher.eval(), *stages_of(config, student.config.encoder.depth, 0)
     encoder = teacher.config.encoder
     pairs, lengths = stages_of(config, student.config.encoder.depth, encoder.depth)
@@ -182,9 +182,13 @@ def lesson_of(config: StudentConfig, student: nn.Module) -> tuple[Segmenter | On
     return kept.eval(), pairs, lengths
 
 
-def _require_multiple(edge: int, teacher: Onlooker, name: str) -> None:
-    if isinstance(teacher.network, DensePromptNet) and edge % 16:
-        raise BadInput(f"--teacher {name} looks at cubes whose edge is a multiple of 16, got edge={edge}")
+def _require_seen(edge: int, config: StudentConfig, teacher: Onlooker) -> None:
+    """A student's cubes must be such as its teacher can look at."""
+    if isinstance(teacher.network, SamAdapter3D):
+        if config.scaling != "volume":
+            raise BadInput(f"--teacher {config.teacher} sees volumes as scaling=volume has it, got {config.scaling}")
+    elif edge % 16 or edge < 32:
+        raise BadInput(f"--teacher {config.teacher} looks at cubes of 32, 48, 64 ... voxels, got edge={edge}")
 
 
 def task(network: nn.Module, plan: Plan, config: StudentConfig) -> nn.Module:
@@ -203,6 +207,7 @@ def task(network: nn.Module, plan: Plan, config: StudentConfig) -> nn.Module:
         corrected,
         config.unfreeze,
         lengths=lengths,
+        alike=isinstance(teacher, Onlooker),
         loss=config.loss,
     )
 

@@ -159,7 +159,7 @@ def plan_of(
         channels=channels or len(dataset.channels),
         preparation=preparation,
         patch=patch,
-        flip=flippable(labels) if config.flip is None else config.flip,
+        flip=flippable((*labels, *dataset.regions)) if config.flip is None else config.flip,
         ignored=dataset.ignored,
     )
 

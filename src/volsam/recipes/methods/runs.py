@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,8 +107,8 @@ class Prospect:
     frozen: int
     seconds: float
     """Of all steps together."""
-    memory: float
-    """GB of the process at its peak: of the device where it has memory of its own."""
+    memory: float | None
+    """GB of the process at its peak, of the device where it has memory of its own; None where the system is silent."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +234,8 @@ def prospect(job: Job) -> Prospect:
     moments = 8 * trained / 1e9
     memory = torch.cuda.max_memory_allocated(job.device) / 1e9 if cuda else _peak()
     steps = seconds[-1] * job.config.accumulate * job.config.max_steps
-    return Prospect(trained, frozen, 60 * job.config.minutes if job.config.minutes else steps, memory + moments)
+    seconds_in_all = 60 * job.config.minutes if job.config.minutes else steps
+    return Prospect(trained, frozen, seconds_in_all, None if memory is None else memory + moments)
 
 
 def train(
@@ -324,6 +324,7 @@ def _require_same(run: RunFolder, record: Record) -> None:
     for what, (old, new) in {
         "another method": (before.method, record.method),
         **settings,
+        "another label to ignore": (before.plan.ignored, record.plan.ignored),
         "another choice of cases": (", ".join(before.training), ", ".join(record.training)),
         "other images or labels of these cases": (before.fingerprint, record.fingerprint),
         "other weights to begin with": (before.init.name or "none", record.init.name or "none")
@@ -349,7 +350,11 @@ def _volsam() -> str:
     return version("volsam")
 
 
-def _peak() -> float:
+def _peak() -> float | None:
     """Highest memory of this process so far, GB."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / (1e9 if sys.platform == "darwin" else 1e6)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from volsam.data.dataset import IGNORE, read_labels, read_table
 from volsam.data.files import replacing
 from volsam.data.io import WRITABLE, read_grid, read_volume
 from volsam.errors import BadFile, BadInput, VolsamError
@@ -134,12 +135,12 @@ class Datastore:
         return names
 
     def declared(self) -> dict[str, int]:
-        """Labels of a dataset.json in the folder of studies, without the background."""
+        """Labels of a dataset.json in the folder of studies, without the background and "ignore"."""
         try:
-            labels = json.loads((self.root / "dataset.json").read_text(encoding="utf-8")).get("labels", {})
-            return {str(name): value for name, value in labels.items() if isinstance(value, int) and value > 0}
-        except (OSError, ValueError, AttributeError):
+            labels, _ = read_labels(read_table(self.root), self.root)
+        except BadInput:
             return {}
+        return {name: value for name, value in labels.items() if value > 0 and name != IGNORE}
 
     def stats(self) -> Info:
         """How many images there are, and how many of them are labelled."""

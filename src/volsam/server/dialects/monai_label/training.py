@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volsam.data.io import read_volume, write_volume
+from volsam.data.preparation import UNKNOWN
 from volsam.errors import BadFile, BadInput, MissingExtra
 from volsam.inference.automatic import AutomaticModel
 from volsam.server.core import Core
@@ -189,8 +190,8 @@ def _renumbered(drawn: NDArray[np.int64], names: Mapping[str, int], values: dict
     for value in there:
         name = by_value.get(value, f"label {value}")
         number = values.setdefault(name, len(values) + 1)
-        if number > np.iinfo(np.uint8).max:
-            raise BadInput(f"the labels have more than {np.iinfo(np.uint8).max} names")
+        if number >= UNKNOWN:
+            raise BadInput(f"the labels have more than {UNKNOWN - 1} names")
         found[drawn == value] = number
     return found
 
