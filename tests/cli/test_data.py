@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from volsam.data.dataset import read_dataset, read_image, read_label
+from volsam.data.io import read_volume, write_volume
 
 from .conftest import error_of
 
@@ -133,3 +134,19 @@ def test_presets_are_listed_and_shown(type_):
     data = json.loads(type_("data", "presets", "--json").stdout)
     assert {each["name"] for each in data} >= {"acdc", "endovis18"}
     assert data[0]["scored"]
+
+
+def test_what_was_not_drawn_is_labelled_so(type_, a_dataset, tmp_path):
+    for case in read_dataset(a_dataset).cases:
+        volume = read_volume(case.label)
+        kept = volume.data.copy()
+        kept[..., np.arange(kept.shape[-1]) % 4 != 1] = 0
+        write_volume(volume.with_data(kept), case.label)
+    result = type_("data", "undrawn", a_dataset, "-o", tmp_path / "known")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0].split() == ["case", "slices", "drawn", "not", "known"]
+    assert len(result.stdout.splitlines()) == 3
+    assert "ignore" in read_dataset(tmp_path / "known").labels
+    assert "--plane is auto, axial" in error_of(
+        type_("data", "undrawn", a_dataset, "-o", tmp_path / "no", "--plane", "up")
+    )

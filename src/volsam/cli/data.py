@@ -94,6 +94,26 @@ def convert(
 
 
 @app.command(cls=Command)
+def undrawn(
+    source: Annotated[Path, typer.Argument(metavar="DATASET", help="A folder with dataset.json and imagesTr.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="A new folder.")],
+    plane: Annotated[
+        str, typer.Option("--plane", metavar="auto|axial|coronal|sagittal", help="In which slices were drawn.")
+    ] = "auto",
+) -> None:
+    """Label what was not drawn as "ignore", where only every so many slices were: nothing is learnt there."""
+    from volsam.data.undrawn import PLANES, mark_undrawn
+    from volsam.errors import BadInput
+
+    chosen = next((each for each in PLANES if each == plane), None)
+    if chosen is None:
+        raise BadInput(f"--plane is {', '.join(PLANES)}, got {plane!r}")
+    found = mark_undrawn(source, output, chosen, lambda cases: track(cases, "cases"))
+    rows = [[each.case, str(each.drawn), str(each.unknown)] for each in found]
+    table(("case", "slices drawn", "not known"), rows)
+
+
+@app.command(cls=Command)
 def split(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A folder with dataset.json and imagesTr.")],
     folds: Annotated[int, typer.Option("--folds", metavar="N", min=2, help="How many.")] = 5,

@@ -147,12 +147,12 @@ def _renewed(source: Path, folder: Path, preset: Preset | None) -> Made:
         if any(case.label is not None for case in dataset.cases):
             labels.mkdir()
         for case in dataset.cases:
-            _write_images(case, images)
+            write_images(case, images)
             if case.label is not None:
                 _write_label(case.label, labels / f"{case.name}{ENDING}", values)
     chosen_by = _validation_cases(source, len(training.channels))
     for case in chosen_by:
-        _write_images(case, folder / FOLDERS["training"][0])
+        write_images(case, folder / FOLDERS["training"][0])
         if case.label is not None:
             _write_label(case.label, folder / FOLDERS["training"][1] / f"{case.name}{ENDING}", values)
     if preset is not None:
@@ -197,7 +197,8 @@ def _require_labels(dataset: Dataset, preset: Preset) -> None:
         )
 
 
-def _write_images(case: Case, folder: Path) -> None:
+def write_images(case: Case, folder: Path) -> None:
+    """A file for each channel of a case, as nnU-Net calls them; those that are as they should be are copied."""
     if len(set(case.images)) == len(case.images) and all(path.name.endswith(ENDING) for path in case.images):
         for channel, path in enumerate(case.images):
             shutil.copyfile(path, folder / f"{case.name}_{channel:04d}{ENDING}")
@@ -306,7 +307,7 @@ def _merge(name: str, tasks: Sequence[Path], folder: Path) -> Made:
         (folder / part).mkdir()
     contested = 0
     for case, files in cases.items():
-        _write_images(Case(case, (images[case],)), folder / "imagesTr")
+        write_images(Case(case, (images[case],)), folder / "imagesTr")
         contested += _write_merged(case, files, images[case], folder / "labelsTr" / f"{case}{ENDING}")
     modality = name.partition("_")[0].upper()
     channel = {"CT": "CT", "MR": "MRI", "MRI": "MRI"}.get(modality, modality or "image")
