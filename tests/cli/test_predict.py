@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 
 from volsam.cli import app
 from volsam.cli.predict import cases_of
+from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.recipes.families.fixture import read_fixture
 from volsam.volume import Volume
@@ -131,6 +134,26 @@ def test_an_image_that_cannot_be_read_does_not_end_the_work(
     assert first.startswith("1/3 error: ")
     assert last.startswith("error: 1 of 3 images failed")
     assert not (tmp_path / "out" / "broken.nii.gz").exists()
+
+
+def test_a_full_disk_ends_the_work(
+    weights: dict[str, Path], scans: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Path] = []
+
+    def full(volume: Any, path: Path) -> None:
+        tried.append(path)
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise BadInput(f"{path} cannot be written: there is no room") from None
+
+    monkeypatch.setattr("volsam.data.io.write_volume", full)
+    status, _, errors = run("predict", weights["autosam"], *scans, "-o", tmp_path / "labels")
+    assert status == 1
+    assert "there is no room" in errors
+    assert len(tried) == 1
+    assert len(scans) > 1
 
 
 def test_prompts_come_from_a_folder(weights: dict[str, Path], scans: list[Path], tmp_path: Path) -> None:

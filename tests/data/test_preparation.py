@@ -62,3 +62,28 @@ def test_the_limit_of_open_files_grows_with_the_cases(tmp_path, monkeypatch):
             prepare([], Preparation(), (0, 1), tmp_path / "kept")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_case_is_prepared_once_with_the_channels_that_are_looked_at(tmp_path):
+    folder = tmp_path / "set"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    labels = np.zeros(GRID.shape, np.uint8)
+    labels[:5] = 3  # of two labels one is nowhere
+    for channel in range(2):
+        write_volume(Volume(a_small_ball() * (channel + 1), GRID), folder / f"imagesTr/a_000{channel}.nii.gz")
+    write_volume(Volume(labels, GRID), folder / "labelsTr/a.nii.gz")
+    table = {"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "liver": 1, "spleen": 3}}
+    (folder / "dataset.json").write_text(json.dumps({**table, "file_ending": ".nii.gz"}))
+    cases = read_dataset(folder).cases
+    one, both = (prepare(cases, Preparation(), (0, 1, 3), tmp_path / "kept", channels=count)[0] for count in (1, None))
+    assert (len(one.image), len(both.image)) == (1, 2)
+    np.testing.assert_array_equal(one.image[0], both.image[0])
+    nowhere, spleen = one.places
+    assert len(nowhere) == 0
+    assert 0 < len(spleen) <= 4096
+    assert (one.label[tuple(spleen.T)] == 2).all()
+    assert len(np.unique(spleen, axis=0)) == len(spleen)
+    again = prepare(cases, Preparation(), (0, 1, 3), tmp_path / "kept", channels=1)[0]
+    for first, second in zip(one.places, again.places, strict=True):
+        np.testing.assert_array_equal(first, second)

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from volsam.errors import BadInput
 from volsam.evaluation.metrics import assd, dice, distances, hd, hd95, iou, nsd
@@ -172,3 +173,18 @@ def test_distances_are_those_of_monai():
         assert hd(mask, target, spacing) == pytest.approx(float(largest), abs=1e-5)
         assert hd95(mask, target, spacing) == pytest.approx(float(most), abs=1e-5)
         assert assd(mask, target, spacing) == pytest.approx(float(mean), abs=1e-5)
+
+
+def test_in_a_large_box_distances_are_the_same(monkeypatch):
+    from volsam.evaluation import metrics
+
+    random = np.random.default_rng(3)
+    mask = ndimage.gaussian_filter(random.normal(size=(30, 26, 22)), 2) > 0.02
+    target = ndimage.gaussian_filter(random.normal(size=(30, 26, 22)), 2) > 0.02
+    spacing = (0.7, 1.2, 3.0)
+    found = distances(mask, target, spacing), nsd(mask, target, spacing, 1.5)
+    monkeypatch.setattr(metrics, "LARGE", 0)
+    other = distances(mask, target, spacing), nsd(mask, target, spacing, 1.5)
+    np.testing.assert_allclose(other[0].of_mask, found[0].of_mask)
+    np.testing.assert_allclose(other[0].of_target, found[0].of_target)
+    assert other[1] == pytest.approx(found[1])

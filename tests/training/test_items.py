@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from volsam.data.preparation import Prepared
 from volsam.data.preprocess import normalise
+from volsam.errors import BadInput
 from volsam.training.augment import Augment, Strength, blur
-from volsam.training.items import Patches, Stacks, rectangle
+from volsam.training.items import Embedded, Patches, Stacks, rectangle
 
 
 @pytest.fixture
@@ -172,6 +173,21 @@ def test_values_of_a_slice_do_not_depend_on_other_slices(strength: Strength) -> 
             Augment(strength, turn=(0,)).values(image, np.random.default_rng(number)) for image in (one, other)
         )
         np.testing.assert_allclose(first[:, :2], second[:, :2], atol=1e-5)
+
+
+def test_more_slices_than_memory_holds_are_refused_before_the_first_is_encoded(
+    a_case: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("volsam.data.memory.available_memory", lambda: 10_000)
+    asked: list[int] = []
+
+    def encode(image: torch.Tensor) -> torch.Tensor:
+        asked.append(len(image))
+        return image
+
+    with pytest.raises(BadInput, match=r"20 encoded slices take .* of memory, and .* are free: learn from fewer"):
+        Embedded(Stacks([a_case], 1, 16, Augment("none"), 0), encode, 1)
+    assert len(asked) == 1
 
 
 def test_brightness_wanders_smoothly_where_changes_are_strong() -> None:

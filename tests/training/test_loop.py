@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from torch.utils.data import default_collate
 
+from volsam.data.splits import Fold, read_splits
 from volsam.errors import BadFile, BadInput
 from volsam.recipes import trained
 from volsam.recipes.methods import runs
@@ -48,6 +49,20 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_an_unbroken_one(a_datase
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert (again.best, again.steps) == (whole.best, whole.steps) == (whole.best, 6)
+
+
+def test_of_many_validation_cases_some_are_looked_at(tmp_path):
+    from .conftest import make_dataset
+
+    dataset = make_dataset(tmp_path / "Dataset001_Shapes", cases=6)
+    fold = Fold(("case0",), ("case1", "case2", "case3", "case4"), ("case5",))
+    settings = {**UNET, "max_steps": 1, "validation_cases": 2}
+    job = runs.start("unet", dataset, tmp_path / "run", settings=settings, fold=fold)
+    chosen = runs.RunFolder(tmp_path / "run").record().validation
+    assert len(chosen) == len(set(chosen)) == 2
+    assert set(chosen) < set(fold.val)
+    assert [case.name for case in job.validation] == list(chosen)
+    assert read_splits(tmp_path / "run" / runs.OWN_SPLITS) == [fold], "what is left for others stays known"
 
 
 def test_averaged_weights_go_on_too(a_dataset, tmp_path):

@@ -6,6 +6,7 @@ one line `error: ...` and exit status 1; `--debug`, anywhere on the line, also s
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import traceback
@@ -77,6 +78,15 @@ def explained(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}; is there room, and may it be read and written?"
     return f"unexpected {type(error).__name__}: {error}; run again with --debug to see where"
+
+
+def no_room(error: BaseException | None) -> bool:
+    """Whether what was to be written had no place, as nothing that follows will have."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def say(text: str) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Datasets: check, convert or split one, or make one up.")
 
+# So many cases take long enough to be told how far it is.
+MANY = 20
 # The objects of the invented scans, in the order of their values.
 ORGANS = ("body", "liver", "spleen", "left_kidney", "right_kidney", "spine", "lesion")
 
@@ -38,7 +40,8 @@ def check(
         found = read_dataset(dataset, part)
         cases += len(found.cases)
         with Steps()(f"reading {len(found.cases)} cases"):
-            problems += problems_of(found, seen)
+            progress = (lambda cases: track(cases, "cases")) if len(found.cases) > MANY else iter
+            problems += problems_of(found, seen, progress)
     counted = f"{cases} case{'s' * (cases != 1)}"
     for problem in problems:
         typer.echo(problem)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from volsam.cli.console import Steps, explained, fail, say
+from volsam.cli.console import Steps, explained, fail, no_room, say
 from volsam.cli.options import Device
 from volsam.errors import BadInput
 
@@ -110,6 +110,8 @@ def predict(
             with steps("images"):
                 said = make(case, target)
         except Exception as error:  # one image that cannot be read must not end the work on the others
+            if no_room(error):
+                raise
             failed += 1
             say(f"{place} error: {' '.join(explained(error).split())}")
         else:
@@ -237,7 +239,7 @@ def _labelled(model: AutomaticModel, case: Case, target: Path, plane: str, strid
     from volsam.data.memory import require_room
 
     require_room(read_grid(case.images[0]), case.name)
-    labels = model.segment(read_image(case), plane, stride=stride)
+    labels = model.segment(read_image(case, model.channels), plane, stride=stride)
     write_volume(labels, target)
     write_json(target.parent / "labels.json", dict(zip(model.labels, model.values, strict=True)))
     return _in_words(labels, model)

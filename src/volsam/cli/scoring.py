@@ -8,7 +8,7 @@ from math import isnan
 from pathlib import Path
 
 from volsam.cli.asking import prediction_of
-from volsam.cli.console import explained, say
+from volsam.cli.console import explained, no_room, say
 from volsam.cli.learnt import digest_of
 from volsam.cli.scenes import Source
 from volsam.data.dataset import Case
@@ -49,6 +49,8 @@ def score_all(
             rows = score_case(source.read(case), trial, rule, gallery.show)
             folder.keep(case.name, rows, digests)
         except Exception as error:  # one case that cannot be scored must not end the work on the others
+            if no_room(error):
+                raise
             failed[case.name] = " ".join(explained(error).split())
             say(f"{place} error: {failed[case.name]}")
         else:

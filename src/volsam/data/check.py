@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -20,17 +20,21 @@ from volsam.geometry import Grid
 from volsam.volume import Volume
 
 
-def check(dataset: Dataset, seen: dict[bytes, str] | None = None) -> list[str]:
+def check(
+    dataset: Dataset,
+    seen: dict[bytes, str] | None = None,
+    progress: Callable[[Sequence[Case]], Iterable[Case]] = iter,
+) -> list[str]:
     """Everything that is wrong with a dataset, one line for each problem, found in one run; reads every file.
 
     Cases without a label are no problem; a dataset in which no case has one is. `seen` remembers what the images hold
     and where, so that an image that is both in the training and in the test part is found when one `seen` is given for
-    both.
+    both; `progress` passes on the cases, and may show how far it is.
     """
     problems = list(_folder_problems(dataset))
     contents = {} if seen is None else seen
     values: set[int] = set()
-    for case in dataset.cases:
+    for case in progress(dataset.cases):
         with _noticed() as notices:
             found = list(_case_problems(case, dataset, contents, values))
         # A file is read twice where it holds several channels, and then warns twice.

@@ -110,10 +110,11 @@ def read_dataset(folder: str | Path, part: Part = "training") -> Dataset:
     return Dataset(folder, name, labels, channels, tuple(cases), part, licence, regions)
 
 
-def read_image(case: Case) -> Volume:
-    """The image of a case, its channels stacked (c, i, j, k)."""
-    volumes = [read_volume(path, frame=frame) for path, frame in sources(case)]
-    for path, volume in zip(case.images, volumes, strict=True):
+def read_image(case: Case, channels: int | None = None) -> Volume:
+    """The image of a case, its channels, or so many of them, stacked (c, i, j, k)."""
+    wanted = list(sources(case))[:channels]
+    volumes = [read_volume(path, frame=frame) for path, frame in wanted]
+    for (path, _), volume in zip(wanted, volumes, strict=True):
         if problem := misplaced(volume.grid, volumes[0].grid):
             raise BadInput(f"{path}: {problem} of the first channel; the channels of a case lie on one grid")
     if len(volumes) == 1:

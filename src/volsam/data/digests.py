@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 
@@ -29,11 +29,14 @@ def image_digest(case: Case) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(cases: Iterable[Case]) -> str:
-    """Of names, images and labels of some cases, the labels whole, since they are drawn anew in places."""
+def fingerprint(cases: Iterable[Case], images: Mapping[str, str]) -> str:
+    """Of names, images and labels of some cases, the labels whole, since they are drawn anew in places.
+
+    images: `image_digest` of every case, by its name.
+    """
     digest = blake2b(digest_size=8)
     for case in cases:
-        digest.update(f"{case.name} {image_digest(case)}\n".encode())
+        digest.update(f"{case.name} {images[case.name]}\n".encode())
         if case.label is not None:
             digest.update(_whole(case.label))
     return digest.hexdigest()

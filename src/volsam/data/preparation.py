@@ -26,7 +26,7 @@ from volsam.geometry import Grid, resample
 from volsam.volume import Volume
 
 # Changes when what is kept on disk would be another thing for the same settings.
-FORMAT = 3
+FORMAT = 4
 # Voxels of a class that are remembered to draw patches around.
 PLACES = 4096
 # The class of voxels whose truth is not known.
@@ -90,8 +90,9 @@ class Preparation(BaseModel, frozen=True, extra="forbid"):
         found = np.zeros(target.shape, np.uint8)
         if ignored is not None:
             found[self._share(values == ignored, grid) > 1 - LEAST_KNOWN] = UNKNOWN
+        present = set(np.unique(values).tolist())
         for index, value in enumerate(wanted):
-            if index == 0:
+            if index == 0 or value not in present:
                 continue
             share = share_of(value)
             found[(share >= best) & (found != UNKNOWN)] = index
@@ -199,6 +200,7 @@ def prepare(
     progress: Callable[[Sequence[Case]], Iterable[Case]] = iter,
     declared: Collection[int] | None = None,
     ignored: int | None = None,
+    channels: int | None = None,
 ) -> list[Prepared]:
     """Every case, made once and kept below `folder` for the next time.
 
@@ -210,6 +212,7 @@ def prepare(
         progress: passes on the cases, and may show how far it is.
         declared: values that the dataset has a name for; `values` if nothing is said.
         ignored: the value of voxels whose truth is not known.
+        channels: how many of the image are looked at; None: all.
 
     Raises:
         BadInput: a label holds a value that is not declared, or there are more classes than a byte tells apart.
@@ -219,7 +222,7 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     _allow_open_files(2 * len(cases) + SPARE)
     known = {0, *values, *(declared or ())}
-    return [_prepared(case, preparation, values, folder, known, ignored) for case in progress(cases)]
+    return [_prepared(case, preparation, values, folder, known, ignored, channels) for case in progress(cases)]
 
 
 def _prepared(
@@ -229,12 +232,14 @@ def _prepared(
     folder: Path,
     declared: Collection[int],
     ignored: int | None,
+    channels: int | None,
 ) -> Prepared:
     about = [
         preparation.model_dump(mode="json"),
         list(values),
         sorted(declared),
         ignored,
+        channels,
         str(case.images[0].resolve()),
     ]
     told = json.dumps([FORMAT, *about])
@@ -242,9 +247,11 @@ def _prepared(
     # The time of change notices a voxel that was drawn anew, without reading the files.
     state = [(file.st_size, file.st_mtime_ns) for file in files]
     key = blake2b(f"{told} {state}".encode(), digest_size=12).hexdigest()
-    image_file, label_file = (folder / f"{key}-{what}.npy" for what in ("image", "label"))
-    if not (image_file.is_file() and label_file.is_file()):
-        volume = read_image(case)
+    image_file, label_file, places_file = (
+        folder / f"{key}-{what}" for what in ("image.npy", "label.npy", "places.npz")
+    )
+    if not all(file.is_file() for file in (image_file, label_file, places_file)):
+        volume = read_image(case, channels)
         image = preparation.image(volume).astype(np.float16)
         drawn = read_label(case, volume.grid)
         if strange := sorted(set(np.unique(drawn).tolist()) - set(declared)):
@@ -256,8 +263,11 @@ def _prepared(
         for path, array in ((image_file, image), (label_file, label)):
             with replacing(path) as unfinished, unfinished.open("wb") as file:
                 np.save(file, array)
-    label = np.load(label_file, mmap_mode="r")
-    return Prepared(case.name, np.load(image_file, mmap_mode="r"), label, _places(label, len(values)))
+        with replacing(places_file) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, *_places(label, len(values)))
+    with np.load(places_file) as kept:
+        places = tuple(kept[f"arr_{index}"] for index in range(len(values) - 1))
+    return Prepared(case.name, np.load(image_file, mmap_mode="r"), np.load(label_file, mmap_mode="r"), places)
 
 
 def _allow_open_files(needed: int) -> None:
@@ -280,6 +290,7 @@ def _allow_open_files(needed: int) -> None:
 def _places(label: NDArray[np.uint8], classes: int) -> tuple[NDArray[np.int32], ...]:
     found = []
     for index in range(1, classes):
-        voxels = np.argwhere(label == index)
-        found.append(voxels[:: max(1, len(voxels) // PLACES)].astype(np.int32))
+        voxels = np.flatnonzero(label == index)
+        some = voxels[:: max(1, -(-len(voxels) // PLACES))]
+        found.append(np.stack(np.unravel_index(some, label.shape), axis=1).astype(np.int32))
     return tuple(found)

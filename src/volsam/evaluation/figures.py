@@ -16,6 +16,8 @@ from volsam.evaluation.statistics import Mean
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 # So many names find a place between the lines; more of them stand below.
 FEW_LINES = 3
+# Values of one name that are drawn as dots, each of which is a mark in the picture's file.
+MOST_DOTS = 500
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,17 @@ def curves(lines: Sequence[Line], x: str, y: str, ticks: Sequence[str] | None = 
 
 
 def spread(values: Mapping[str, Sequence[float]], y: str) -> str:
-    """A box for each name, and every value as a dot."""
+    """A box for each name, and every value as a dot; of very many, some."""
     figure, axes = _figure(height=3.2)
     named = {name: [value for value in each if np.isfinite(value)] for name, each in values.items()}
     named = {name: each for name, each in named.items() if each}
     axes.boxplot(list(named.values()), widths=0.5, showfliers=False, medianprops={"color": COLOURS[1]})
     for place, each in enumerate(named.values(), start=1):
         # A fixed scatter: the same report looks the same every time.
-        aside = np.random.default_rng(0).uniform(-0.14, 0.14, len(each))
-        axes.plot(place + aside, each, ".", color=COLOURS[0], alpha=0.5)
+        random = np.random.default_rng(0)
+        some = each if len(each) <= MOST_DOTS else random.choice(each, MOST_DOTS, replace=False)
+        aside = random.uniform(-0.14, 0.14, len(some))
+        axes.plot(place + aside, some, ".", color=COLOURS[0], alpha=0.5)
     turned = {"rotation": 30, "ha": "right"} if len(named) > 5 else {}
     axes.set_xticks(range(1, len(named) + 1), list(named), **turned)
     axes.set(ylabel=y)

@@ -21,6 +21,9 @@ from scipy.ndimage import distance_transform_edt
 from volsam.data.simulate import Mask, bounding_box
 from volsam.errors import BadInput
 
+# Voxels of a box in which distances are no longer found by a transform of all of them.
+LARGE = 1 << 26
+
 Spacing: TypeAlias = Sequence[float] | NDArray[np.float64]
 
 
@@ -108,10 +111,7 @@ def distances(mask: Mask, target: Mask, spacing: Spacing) -> Distances:
         return Distances(np.zeros(0), np.zeros(0))
     border, target_border = (_border(each[box]) for each in (mask, target))
     sampling = [float(size) for size in spacing]
-    return Distances(
-        distance_transform_edt(~target_border, sampling=sampling)[border],
-        distance_transform_edt(~border, sampling=sampling)[target_border],
-    )
+    return Distances(_from(border, target_border, sampling), _from(target_border, border, sampling))
 
 
 def hd(mask: Mask, target: Mask, spacing: Spacing) -> float:
@@ -136,6 +136,22 @@ def _largest(values: NDArray[np.float64], percent: float) -> float:
     return float(np.percentile(values, percent)) if values.size else inf
 
 
+def _from(border: Mask, other: Mask, spacing: Sequence[float]) -> NDArray[np.float64]:
+    """From each voxel of a border the distance to the nearest of another, in mm.
+
+    A distance transform takes 50 bytes of every voxel in the box, and one stray voxel makes that box the whole scan; a
+    tree of the border's voxels, which finds the same distances, is slower in small boxes and takes next to nothing.
+    """
+    if border.size <= LARGE:
+        found: NDArray[np.float64] = distance_transform_edt(~other, sampling=spacing)[border]
+        return found
+    from scipy.spatial import cKDTree
+
+    tree = cKDTree(np.argwhere(other) * np.asarray(spacing))
+    nearest: NDArray[np.float64] = tree.query(np.argwhere(border) * np.asarray(spacing))[0]
+    return nearest
+
+
 def _border(mask: Mask) -> Mask:
     """Voxels of a mask with a face towards the outside; what lies beyond the array is outside."""
     inner = np.pad(mask, 1)
@@ -152,9 +168,9 @@ def _surface_dice(mask: Mask, target: Mask, spacing: list[float], tolerance_mm: 
     pair = [torch.from_numpy(np.ascontiguousarray(each)) for each in (mask, target)]
     # MONAI's own distances take seconds on a ragged mask of a few million voxels; a distance transform does not.
     edges, target_edges, areas, target_areas = (part.numpy() for part in get_mask_edges(*pair, spacing=spacing))
-    near_target = distance_transform_edt(~target_edges, sampling=spacing) <= tolerance_mm
-    near_mask = distance_transform_edt(~edges, sampling=spacing) <= tolerance_mm
-    close = areas[edges & near_target].sum() + target_areas[target_edges & near_mask].sum()
+    near_target = _from(edges, target_edges, spacing) <= tolerance_mm
+    near_mask = _from(target_edges, edges, spacing) <= tolerance_mm
+    close = areas[edges][near_target].sum() + target_areas[target_edges][near_mask].sum()
     return float(close / (areas[edges].sum() + target_areas[target_edges].sum()))
 
 

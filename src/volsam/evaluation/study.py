@@ -160,7 +160,7 @@ class Folder:
         names = {_picture(row) for row in self.rows([case])}
         for file in self.pictures.glob("*.png"):
             if file.stem.partition(" ")[2] in names:
-                file.unlink()
+                file.unlink(missing_ok=True)
         self._file(case).unlink(missing_ok=True)
 
     def digests(self, cases: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -201,7 +201,7 @@ class Gallery:
         with replacing(self.folder / f"{name}.png") as unfinished:
             self.draw(scene, row.object, played, unfinished)
         for file in sorted(self.folder.glob("*.png"))[self.most :]:
-            file.unlink()
+            file.unlink(missing_ok=True)  # another process may be at the same
 
 
 def _picture(row: Row) -> str:

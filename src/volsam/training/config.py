@@ -64,6 +64,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Whether mirror images may be shown; None: unless a label's name says left or right."""
     validate_every: PositiveFloat = 0.2
     """Part of the schedule after which the validation cases are segmented."""
+    validation_cases: PositiveInt = 50
+    """Most of them that are segmented every time, drawn by the seed."""
     save_every: PositiveInt = 100
     """Steps after which the run could go on if it were stopped."""
     workers: NonNegativeInt = 0

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from volsam.data import memory
 from volsam.data.preparation import UNKNOWN, Prepared
 from volsam.data.preprocess import positions
+from volsam.errors import BadInput
 from volsam.training.augment import Augment
 
 Item: TypeAlias = dict[str, Tensor]
@@ -307,6 +309,7 @@ class Embedded(Items):
             for index in range(len(case.label))
             for version in range(versions if _has_some(case.label[index]) else 1)
         ]
+        _require_memory(slices, encode, len(wanted))
         self.made: list[Item] = []
         for number in progress(range(len(wanted))):
             case, index, version = wanted[number]
@@ -325,6 +328,19 @@ class Embedded(Items):
         chosen = self.with_some if self.with_some and random.random() < FOREGROUND else range(len(self.made))
         item = self.made[chosen[int(random.integers(len(chosen)))]]
         return {"embedding": item["embedding"].float(), "label": item["label"].long()}
+
+
+def _require_memory(slices: Stacks, encode: Callable[[Tensor], Tensor], count: int) -> None:
+    """Refuse more slices than there is memory for, before the first is encoded."""
+    with torch.no_grad():
+        embedding = encode(torch.zeros(1, 3, slices.slices, slices.edge, slices.edge))
+    needed = count * (2 * embedding.numel() + slices.slices * slices.edge**2)
+    free = memory.available_memory()
+    if free is not None and needed > free:
+        raise BadInput(
+            f"{count} encoded slices take {memory.gigabytes(needed)} of memory, and {memory.gigabytes(free)} are free: "
+            "learn from fewer with --train-cases, set versions=1, or a smaller edge"
+        )
 
 
 def _has_some(label: NDArray[np.uint8]) -> bool:

@@ -144,7 +144,8 @@ def start(
     missing = [case for case in (*fold.train, *fold.val) if case not in known]
     if missing:
         raise BadInput(f"{dataset.folder} has no case {missing[0]!r}, which its splits name")
-    training, validation = ([known[case] for case in part] for part in (fold.train, fold.val))
+    training = [known[case] for case in fold.train]
+    validation = [known[case] for case in _some(fold.val, config.validation_cases, config.seed)]
     weights, began = initial(method, init)
     taught_by = method.teacher(config)
     teacher = initial(method, taught_by)[1] if taught_by else Init(name="")
@@ -159,6 +160,7 @@ def start(
     if config.recompute:
         _recompute(network, name)
     run = RunFolder(folder, method.keeps)
+    images = {case.name: image_digest(case) for case in (*training, *validation)}
     trained, frozen = counts(network)
     record = Record(
         method=name,
@@ -168,9 +170,9 @@ def start(
         teacher=teacher,
         dataset=dataset.name,
         training=fold.train,
-        validation=fold.val,
-        fingerprint=fingerprint([*training, *validation]),
-        images={case.name: image_digest(case) for case in (*training, *validation)},
+        validation=tuple(case.name for case in validation),
+        fingerprint=fingerprint([*training, *validation], images),
+        images=images,
         licence="; ".join(
             [
                 *([f"as of its teacher: {teacher.licence}"] if teacher.name else []),
@@ -192,10 +194,11 @@ def start(
         lambda cases: progress(cases, "preparing"),
         declared=dataset.labels.values(),
         ignored=plan.ignored,
+        channels=plan.channels,
     )
     _require_objects(prepared, plan, dataset)
     for case in progress(validation, "reading validation cases") if not run.resumes else ():
-        read_label(case, read_image(case).grid)  # a bad one is found now, and not after an hour
+        read_label(case, read_image(case, plan.channels).grid)  # a bad one is found now, and not after an hour
     network.to(device)
     items = method.items(prepared, plan, config, network, device, lambda numbers: progress(numbers, "encoding slices"))
     task = method.task(network, plan, config)
@@ -203,6 +206,14 @@ def start(
         run.start(record)
         write_splits([fold], folder / OWN_SPLITS)
     return Job(method, config, plan, network, task, items, tuple(validation), run, device)
+
+
+def _some(names: Sequence[str], most: int, seed: int) -> tuple[str, ...]:
+    """So many of the names at the most, in their order."""
+    if len(names) <= most:
+        return tuple(names)
+    chosen = np.random.default_rng(seed).choice(len(names), most, replace=False)
+    return tuple(names[place] for place in sorted(chosen))
 
 
 def prospect(job: Job) -> Prospect:
@@ -278,7 +289,7 @@ def score(model: Trained, case: Case, plan: Plan) -> float | None:
     """Mean Dice of the objects that a case has, by an automatic model, or after one click, or a box, by others."""
     from volsam.evaluation.protocol import Objects
 
-    volume = read_image(case)
+    volume = read_image(case, plan.channels)
     target = read_label(case, volume.grid)
     known = Objects(target, {}, plan.ignored).known
     present = [value for value in plan.values[1:] if (target == value).any()]

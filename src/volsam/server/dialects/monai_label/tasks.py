@@ -178,11 +178,14 @@ def _carry_out(task: Task, work: Callable[[Task], None]) -> None:
 
 def _end(process: subprocess.Popen[str]) -> None:
     """End a process and whatever it started."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
+    for name in ("SIGTERM", "SIGKILL"):
         if process.poll() is not None:
             return
         try:
-            os.killpg(process.pid, sign)
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, getattr(signal, name))
+            else:  # Windows
+                process.kill()
             process.wait(GRACE)
         except (ProcessLookupError, PermissionError):
             return
