@@ -1,5 +1,7 @@
 """Measures of shapes that one can work out."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,11 @@ def test_a_block_is_as_long_as_its_diagonal():
     assert found["longest_in_plane"]["axis"] == 2
     assert found["longest_in_plane"]["index"] in (51, 52, 53)
     assert found["box"] == {"low": [102, 3, 51], "high": [110, 8, 54]}
+
+
+def test_measures_are_plain_data():
+    corner = np.array([100, 0, 50])  # as boxes of masks have it
+    json.dumps(of(block((2, 10), (3, 8), (1, 4)), low=tuple(corner)))
 
 
 def test_across_is_at_a_right_angle():

@@ -59,8 +59,8 @@ def measured(mask: NDArray[np.bool_], values: NDArray[Any], grid: Grid, low: tup
             "high": float(inside.max()),
         },
         "box": {
-            "low": [int(first) + start for (first, _), start in zip(sides, low, strict=True)],
-            "high": [int(last) + 1 + start for (_, last), start in zip(sides, low, strict=True)],
+            "low": [int(first) + int(start) for (first, _), start in zip(sides, low, strict=True)],
+            "high": [int(last) + 1 + int(start) for (_, last), start in zip(sides, low, strict=True)],
         },
     }
 
