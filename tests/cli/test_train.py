@@ -189,6 +189,19 @@ def test_that_patients_are_not_told_apart_where_a_file_says_which_case_is_where_
     assert "warning: --patient has no effect, since splits_final.json of" in output
 
 
+def test_in_the_end_all_cases_are_learnt_from(a_dataset, tmp_path):
+    code, output = said("train", "unet", a_dataset, "-o", tmp_path / "run", "--fold", "all", *QUICK)
+    assert code == 0, output
+    assert "cases: 5 to learn from, 0 to choose the best weights by" in output
+    assert "it never saw" not in output
+    code, output = said("evaluate", tmp_path / "run", a_dataset, "-o", tmp_path / "report")
+    assert code == 1
+    assert "give --split all" in output
+    code, output = said("evaluate", tmp_path / "run", a_dataset, "-o", tmp_path / "report", "--split", "all")
+    assert code == 0, output
+    assert "cases that the model has learnt from: 5 of 5" in output
+
+
 def test_a_window_alone_is_brought_to_minus_one_to_one(a_dataset, tmp_path):
     words = ("train", "unet", a_dataset, "-o", tmp_path / "run", *QUICK)
     assert said(*words, "--set", "window=[50,150]")[0] == 0
@@ -228,6 +241,7 @@ def test_settings_of_the_line_win_over_those_of_a_file(a_dataset, tmp_path):
         (["train", "unet", "{data}", "-o", "{run}", "--set", "max_steps=0"], "max_steps=0 will not do"),
         (["train", "unet", "{data}", "-o", "{run}", "--config", "{run}.yaml"], "No such file"),
         (["train", "unet", "{data}", "-o", "{run}", "--fold", "7"], "--fold 7"),
+        (["train", "unet", "{data}", "-o", "{run}", "--fold", "x"], "--fold is a number from 0, or all"),
         (["train", "unet", "{data}", "-o", "{run}", "--train-cases", "9"], "--train-cases 9"),
         (["train", "unet", "{data}", "-o", "{run}", "--patient", "("], "is no pattern"),
         (["train", "adapt", "{data}", "-o", "{run}", "--init", "gone.safetensors"], "there is no such file"),

@@ -37,7 +37,7 @@ def distill(
     teacher: Teacher,
     output: RunOutput,
     train_cases: TrainCases = None,
-    fold: FoldNumber = 0,
+    fold: FoldNumber = "0",
     patient: PatientOption = "",
     config: ConfigFile = None,
     settings: SetOption = None,

@@ -200,7 +200,8 @@ def _source(dataset: Path, split: str | None, fold: int, objects: str | None, le
                     return replace(source_of(dataset, str(learnt.splits), 0, wanted), split="test")
                 if not learnt.left:  # a run in one file has no names of cases
                     whole = source_of(dataset, "all", 0, wanted)
-                    return replace(whole, split="test", cases=learnt.left_of(whole.cases))
+                    if left := learnt.left_of(whole.cases):
+                        return replace(whole, split="test", cases=left)
     return source_of(dataset, split, fold, wanted)
 
 

@@ -42,10 +42,10 @@ class Learnt:
             yield f"cases that its weights were chosen by: {chosen} of {len(cases)}; their scores flatter it a little"
 
     def left_of(self, cases: Sequence[Case]) -> tuple[Case, ...]:
-        """Those that were neither learnt from nor chosen by, or, where there are none, those that were chosen by."""
+        """Those that were neither learnt from nor chosen by; where there are none, those that were chosen by."""
         by_digest = {case: digest_of(case) for case in cases}
         unseen = tuple(case for case in cases if by_digest[case] not in self.training | self.validation)
-        return unseen or tuple(case for case in cases if by_digest[case] in self.validation) or tuple(cases)
+        return unseen or tuple(case for case in cases if by_digest[case] in self.validation)
 
     def is_of(self, cases: Iterable[Case]) -> bool:
         """Whether these are cases of the dataset that was learnt from."""

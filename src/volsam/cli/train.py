@@ -37,7 +37,7 @@ PresetOption = Annotated[
 TrainCases = Annotated[
     int | None, typer.Option("--train-cases", metavar="N", min=1, help="Learn from so many of the training cases.")
 ]
-FoldNumber = Annotated[int, typer.Option("--fold", metavar="K", min=0, help="Which cases are left out.")]
+FoldNumber = Annotated[str, typer.Option("--fold", metavar="K|all", help="Which cases are left out; all: none.")]
 PatientOption = Annotated[
     str, typer.Option("--patient", metavar="REGEX", help="What of a case's name tells the patient; else all of it.")
 ]
@@ -83,7 +83,7 @@ def train(
     init: InitOption = None,
     preset: PresetOption = None,
     train_cases: TrainCases = None,
-    fold: FoldNumber = 0,
+    fold: FoldNumber = "0",
     patient: PatientOption = "",
     config: ConfigFile = None,
     settings: SetOption = None,
@@ -127,7 +127,7 @@ def begin(
     given: dict[str, Any],
     init: str | None,
     train_cases: int | None,
-    fold: int,
+    fold: str,
     patient: str,
     device: str,
     tensorboard: bool,
@@ -146,7 +146,9 @@ def begin(
     whose = patient_of(patient, names) if patient else str
     if patient and (found.folder / SPLITS).is_file():
         say(f"warning: --patient has no effect, since {SPLITS} of {found.name} says which case is where")
-    cases = runs.choose_cases(found, fold, train_cases, seed, whose)
+    if fold != "all" and not fold.isdigit():
+        raise BadInput(f"--fold is a number from 0, or all to learn from every case, got {fold}")
+    cases = runs.choose_cases(found, None if fold == "all" else int(fold), train_cases, seed, whose)
     with TemporaryDirectory() if dry else nullcontext() as away:
         job = runs.start(
             recipe,

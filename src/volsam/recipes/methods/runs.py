@@ -46,7 +46,7 @@ OWN_SPLITS = "splits.json"
 
 
 def choose_cases(
-    dataset: Dataset, fold: int, limit: int | None, seed: int, patient: Callable[[str], str] = lambda name: name
+    dataset: Dataset, fold: int | None, limit: int | None, seed: int, patient: Callable[[str], str] = lambda name: name
 ) -> Fold:
     """The cases to train on, to choose by, and to leave for the test.
 
@@ -54,7 +54,7 @@ def choose_cases(
         dataset: its splits_final.json decides where there is one. Else all cases are dealt out in folds, patients
             whole; what is tested in a fold is neither learnt from nor chosen by, unless the dataset has a test part
             of its own.
-        fold: which one, from 0.
+        fold: which one, from 0; None: learn from all, and leave none to choose by.
         limit: learn from so many training cases only, drawn by `seed`.
         seed: of the draw; the same seed gives growing sets that hold one another.
         patient: tells from a case's name whose it is.
@@ -62,7 +62,7 @@ def choose_cases(
     names = [case.name for case in dataset.cases if case.label is not None]
     if not names:
         raise BadInput(f"{dataset.folder} has no labelled case: labels lie in {FOLDERS['training'][1]}")
-    found = _dealt(dataset, names, fold, patient)
+    found = Fold(tuple(sorted(names))) if fold is None else _dealt(dataset, names, fold, patient)
     train = list(found.train)
     if not train:
         raise BadInput(f"fold {fold} of {dataset.folder} has no case to train on")
