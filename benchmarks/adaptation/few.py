@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from run import volsam
+from run import machine, volsam
 
 HERE = Path(__file__).parent
 CHOICES = ("strong,adapters", "full,all", "strong,all", "full,adapters")
@@ -67,16 +65,13 @@ def run(options: argparse.Namespace, draw: int, augment: str, tune: str) -> dict
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The results file."""
-    import torch
-
     lines = [
         "# Settings of adapt for one volume",
         "",
         "Made by `benchmarks/adaptation/few.py`: mean Dice of the fold's validation cases after so many minutes of "
         "processor time on one thread, and over draws of the one training case; in brackets the lowest, the highest.",
         "",
-        f"Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}.",
+        machine(),
         "",
         "| set | minutes | `augment` | `tune` | steps | validation | draws |",
         "| --- | --- | --- | --- | --- | --- | --- |",

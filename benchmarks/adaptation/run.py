@@ -183,8 +183,6 @@ def volsam(words: list[Any]) -> subprocess.CompletedProcess[str]:
 
 def table(rows: list[dict[str, Any]], pictures: Sequence[Path] = ()) -> str:
     """The results file, with pictures that lie beside it."""
-    import torch
-
     sizes = sorted({row["size"] for row in rows}, key=lambda size: (size == "all", int(size) if size != "all" else 0))
     lines = [
         "# Dice against the number of training volumes",
@@ -197,8 +195,7 @@ def table(rows: list[dict[str, Any]], pictures: Sequence[Path] = ()) -> str:
         "held-out cases and over draws; in brackets the lowest and the highest draw. Empty cells were not run; those "
         "with a star hold runs of the training before it was mended in several places (log.md).",
         "",
-        f"Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}.",
+        machine(),
     ]
     for path in pictures:
         lines += ["", f"![{path.stem}: Dice against the number of training volumes]({path.name})"]
@@ -214,6 +211,16 @@ def table(rows: list[dict[str, Any]], pictures: Sequence[Path] = ()) -> str:
                 trained = " or ".join(sorted({f"{row['trained'] / 1e6:.2f} M" for row in some if "trained" in row}))
                 lines.append(f"| {method} | {trained} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def machine() -> str:
+    """On what figures were taken, as a line of a results file."""
+    import torch
+
+    return (
+        f"Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python "
+        f"{platform.python_version()}, torch {torch.__version__}."
+    )
 
 
 def _cell(rows: list[dict[str, Any]]) -> str:

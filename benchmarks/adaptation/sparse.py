@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from run import HERE, METHODS, budget, scored, volsam
+from run import HERE, METHODS, budget, machine, scored, volsam
 
 from volsam.data.dataset import read_dataset
 from volsam.data.io import read_volume, write_volume
@@ -95,16 +93,13 @@ def drawn(source: Path, folder: Path, every: int, rest: str) -> Path:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The results file."""
-    import torch
-
     lines = [
         "# Labels in some slices",
         "",
         "Made by `benchmarks/adaptation/sparse.py`: mean Dice over the objects of the held-out cases, which are all "
         "labelled. The same cases, steps and seed in all rows of a method.",
         "",
-        f"Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}.",
+        machine(),
         "",
         "| set | one slice in | minutes | method | " + " | ".join(REST) + " |",
         "| --- | --- | --- | --- |" + " --- |" * len(REST),

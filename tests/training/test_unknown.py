@@ -21,7 +21,7 @@ from volsam.recipes.methods import runs
 from volsam.training.augment import Augment
 from volsam.training.clicks import clicks_on_errors
 from volsam.training.dense_clicks import Targets, first_prompts, near_clicks, next_prompts, overlap
-from volsam.training.items import Embedded, Items, Patches, Stacks
+from volsam.training.items import Embedded, Items, Patches, Stacks, one_of
 from volsam.training.losses import (
     Loss,
     auto_sam,
@@ -292,3 +292,7 @@ def test_validation_does_not_count_what_is_not_known(a_dataset_with_a_rest: Data
         a_dataset_with_a_rest, a_dataset_with_a_rest.cases, runs.load_methods()["unet"].config(edge=32)
     )
     assert runs.mean_score(Marks(), cases, plan) == 1  # type: ignore[arg-type]
+
+
+def test_the_last_class_that_a_byte_tells_apart_is_learnt() -> None:
+    assert one_of(np.array([[[254, UNKNOWN, 0, 254]]], np.uint8), 254).tolist() == [[[1, UNKNOWN, 0, 1]]]

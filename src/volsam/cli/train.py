@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
@@ -219,7 +219,8 @@ def of_preset(name: str | None, recipe: str) -> dict[str, Any]:
     preset = presets[name]
     fields = load_methods()[recipe].config.model_fields
     found = preset.settings(fields)
-    if "spacing" in found and "tuple" in str(fields["spacing"].annotation):  # one for each axis
+    kind: Any = fields["spacing"].annotation if "spacing" in found else None
+    if any(get_origin(each) is tuple for each in (kind, *get_args(kind))):  # one for each axis
         found["spacing"] = [found["spacing"]] * 3
     told = ", ".join(f"{key}={value}" for key, value in found.items()) or f"nothing that {recipe} could be told"
     say(f"as in {preset.paper}: {told}")

@@ -139,8 +139,8 @@ def _largest(values: NDArray[np.float64], percent: float) -> float:
 def _from(border: Mask, other: Mask, spacing: Sequence[float]) -> NDArray[np.float64]:
     """From each voxel of a border the distance to the nearest of another, in mm.
 
-    A distance transform takes 50 bytes of every voxel in the box, and one stray voxel makes that box the whole scan; a
-    tree of the border's voxels, which finds the same distances, is slower in small boxes and takes next to nothing.
+    A distance transform holds several numbers for every voxel in the box, and one stray voxel makes that box the whole
+    scan; a tree of the border's voxels finds the same distances and holds these alone.
     """
     if border.size <= LARGE:
         found: NDArray[np.float64] = distance_transform_edt(~other, sampling=spacing)[border]

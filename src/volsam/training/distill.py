@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
@@ -113,8 +114,8 @@ class DistillTask(nn.Module):
         self.clicks = clicks
         self.unfreeze = unfreeze
         self.ends = list(accumulate(lengths or [1 / len(pairs)] * len(pairs)))
-        self.compared = alikeness if alike else lambda found, wanted, difference: difference(found, wanted)
-        self.difference = {"mse": F.mse_loss, "l1": F.l1_loss}[loss]
+        difference = {"mse": F.mse_loss, "l1": F.l1_loss}[loss]
+        self.compared = partial(alikeness, difference=difference) if alike else difference
         self.part = 0.0
         _require_taps(network, [own for own, _ in pairs], "the student")
         if teacher is not None:
@@ -145,7 +146,7 @@ class DistillTask(nn.Module):
         for index, (own, other) in enumerate(self.pairs[: stage + 1]):
             weight = 1.0 if index == stage else self.keep
             if weight:
-                lost = lost + weight * self.compared(found[own], wanted[other], self.difference)
+                lost = lost + weight * self.compared(found[own], wanted[other])
         return {"loss": lost}
 
     def _told(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:

@@ -152,7 +152,7 @@ class Patches(Items):
 def one_of(label: NDArray[np.uint8], index: int | None) -> NDArray[np.uint8]:
     """A label that is `OBJECT` in one class, none for None, and 0 elsewhere; what is not known stays so."""
     object_ = np.zeros(label.shape, np.uint8) if index is None else np.where(label == index, OBJECT, 0)
-    return np.where((label == UNKNOWN) | (label == HIDDEN), UNKNOWN, object_).astype(np.uint8)
+    return np.where(label == UNKNOWN, UNKNOWN, object_).astype(np.uint8)
 
 
 def cut(
@@ -236,7 +236,7 @@ class Stacks(Items):
             return {"image": coloured(image), "label": torch.from_numpy(label.astype(np.int64))}
         return {
             "image": coloured(image),
-            "label": torch.from_numpy(one_of(label, OBJECT).astype(np.int64)),
+            "label": torch.from_numpy(one_of(np.where(label == HIDDEN, UNKNOWN, label), OBJECT).astype(np.int64)),
             "box": torch.from_numpy(self._voxels_of(case, rectangle(np.asarray(covers.any(axis=0))))),
         }
 

@@ -7,7 +7,7 @@ for clicks and image.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -212,10 +212,15 @@ def model(network: nn.Module, plan: Plan, config: ClicksConfig, name: str, devic
 # --- a network that is there ------------------------------------------------------------------------------------------
 
 
+def is_of_volumes(network: object) -> TypeGuard[Segmenter]:
+    """Whether a network is SAM-Med3D or one like it, and not SAM, which is made of the same parts for slices."""
+    return isinstance(network, Segmenter) and network.config.encoder.image[0] > 1
+
+
 def network_of(name: str, need: str) -> Segmenter:
     """A promptable 3D model's network, on the CPU; need: who wants it, for the line that refuses another model."""
     network = getattr(load_model(name, device="cpu", engine=PLAIN), "network", None)
-    if not isinstance(network, Segmenter) or network.config.encoder.image[0] == 1:
+    if not is_of_volumes(network):
         raise BadInput(f"{need} SAM-Med3D or a network like it, and {name} is none")
     return network
 

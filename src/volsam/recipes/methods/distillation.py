@@ -29,6 +29,7 @@ from volsam.recipes.methods.clicks import (
     SIZES,
     ClicksConfig,
     groups,
+    is_of_volumes,
     model,
     network,
     plan,
@@ -82,7 +83,7 @@ def teacher_of(name: str) -> Segmenter | Onlooker:
     """A teacher's network, on the CPU."""
     model = load_model(name, device="cpu", engine=PLAIN)
     network = getattr(model, "network", None)
-    if isinstance(network, Segmenter) and network.config.encoder.image[0] > 1:
+    if is_of_volumes(network):
         return network
     if isinstance(network, DensePromptNet):
         return Onlooker(network, _as_regions)
