@@ -60,6 +60,7 @@ def main() -> None:
     length.add_argument("--steps", type=int)
     length.add_argument("--minutes", type=float, help="of processor time")
     parser.add_argument("--no-labels", action="store_true", help="train only")
+    parser.add_argument("--no-mirrors", action="store_true", help="predict once, not for all mirror images")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -68,8 +69,9 @@ def main() -> None:
     plan(int(options.dataset[7:10]))
     trainer = train(options.dataset, options.steps, options.minutes)
     if not options.no_labels:
-        predict(trainer, options.images, options.labels)
-    options.record.write_text(json.dumps(described(trainer), indent=2) + "\n")
+        predict(trainer, options.images, options.labels, mirrors=not options.no_mirrors)
+    known = {**described(trainer), "mirrors": not options.no_mirrors}
+    options.record.write_text(json.dumps(known, indent=2) + "\n")
 
 
 def plan(number: int) -> None:
@@ -92,11 +94,13 @@ def train(dataset: str, steps: int | None, minutes: float | None) -> BudgetTrain
     return trainer
 
 
-def predict(trainer: BudgetTrainer, images: Path, labels: Path) -> None:
-    """Labels of every image, with windows half over one another and all mirror images, as published."""
+def predict(trainer: BudgetTrainer, images: Path, labels: Path, *, mirrors: bool) -> None:
+    """Labels of every image, with windows half over one another and, as published, all mirror images."""
     labels.mkdir(parents=True, exist_ok=True)
     trainer.set_deep_supervision_enabled(False)
-    predictor = nnUNetPredictor(device=trainer.device, perform_everything_on_device=False, allow_tqdm=False)
+    predictor = nnUNetPredictor(
+        use_mirroring=mirrors, device=trainer.device, perform_everything_on_device=False, allow_tqdm=False
+    )
     predictor.manual_initialization(
         trainer.network.eval(),
         trainer.plans_manager,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from volsam.cli import app
 from volsam.cli.predict import cases_of
+from volsam.data import io
 from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.recipes.families.fixture import read_fixture
@@ -91,6 +93,43 @@ def test_labels_of_another_model_are_not_taken_for_its_own(
     assert not (out / scans[1].name).exists()
     assert run("predict", other, *scans, "-o", out, "--overwrite")[0] == 0
     assert run("predict", other, *scans, "-o", out)[0] == 0
+
+
+def test_overwriting_that_was_stopped_goes_on_and_leaves_nothing_of_before(
+    weights: dict[str, Path], scans: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other.safetensors"
+    assert run("predict", weights["autosam"], *scans, "-o", out)[0] == 0
+    for path in (*out.glob("*.nii.gz"), out / "made_by.json"):
+        os.utime(path, (1e9, 1e9))
+    other.write_bytes(weights["autosam"].read_bytes())
+    write = io.write_volume
+
+    def stopped(volume: Any, path: Path) -> None:
+        if path.name == scans[1].name:
+            raise KeyboardInterrupt
+        write(volume, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "write_volume", stopped)
+        assert run("predict", other, *scans, "-o", out, "--overwrite")[0] != 0
+    status, said, errors = run("predict", other, *scans, "-o", out)
+    assert status == 0, errors
+    first, second = said.splitlines()
+    assert "is there already" in first
+    assert "is there already" not in second
+    assert all(path.stat().st_mtime > 1e9 for path in out.glob("*.nii.gz"))
+    # All are of one model by now.
+    assert run("predict", other, *scans, "-o", out)[1].count("is there already") == 2
+
+
+def test_labels_of_other_images_count_as_well(weights: dict[str, Path], scans: list[Path], tmp_path: Path) -> None:
+    out, other = tmp_path / "out", tmp_path / "other.safetensors"
+    assert run("predict", weights["autosam"], scans[0], "-o", out)[0] == 0
+    other.write_bytes(weights["autosam"].read_bytes())
+    status, _, errors = run("predict", other, scans[1], "-o", out)
+    assert status == 1
+    assert "holds labels with another model" in errors
 
 
 @pytest.fixture

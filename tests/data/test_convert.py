@@ -1,6 +1,7 @@
 """Datasets of other layouts."""
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -179,6 +180,23 @@ def test_labels_become_binary_tasks_and_come_back(decathlon, tmp_path):
     before = read_label(read_dataset(decathlon).case("p_1"))
     after = read_label(back.case("p_1"))
     assert np.array_equal(after, np.array([0, 2, 1])[before])
+
+
+def test_an_image_of_several_tasks_takes_its_room_once(decathlon, tmp_path, monkeypatch):
+    def both(folder):
+        convert(decathlon, folder, to="sam-med3d")
+        return [folder / task / "CT_Pancreas" / "imagesTr" / "p_1.nii.gz" for task in ("pancreas", "cancer")]
+
+    one, other = both(tmp_path / "tasks")
+    assert one.samefile(other)
+
+    def unknown(self, target):
+        raise OSError("no second names here")
+
+    monkeypatch.setattr(Path, "hardlink_to", unknown)
+    one, other = both(tmp_path / "copied")
+    assert not one.samefile(other)
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_regions_are_kept_and_are_tasks(decathlon, tmp_path):

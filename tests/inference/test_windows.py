@@ -95,3 +95,15 @@ def test_places_are_those_in_the_volume_whatever_the_window(shape: tuple[int, in
     expected = np.linspace(1 / shape[axis] - 1, 1 - 1 / shape[axis], shape[axis])
     across = np.moveaxis(scores[1], axis, 0)
     np.testing.assert_allclose(across, np.broadcast_to(expected[:, None, None], across.shape), atol=1e-4)
+
+
+def test_the_memory_it_asks_for_is_that_of_what_it_holds() -> None:
+    class Three(nn.Module):
+        def forward(self, windows: Tensor) -> Tensor:
+            return windows[:, :1].expand(-1, 3, -1, -1, -1)
+
+    volume = a_volume((9, 40, 33), channels=2)
+    model = WindowModel(Three(), "three", ("background", "a", "b"), (0, 1, 2), PREPARATION, PATCH, 2)
+    seen = (16, 40, 33)  # at least a window
+    image, scores, weight = 2, len(model.scores(volume)), 1
+    assert model.room(volume.grid) == 4 * (image + scores + weight) * np.prod(seen)

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from volsam.data.io import read_volume, write_volume
 from volsam.inference.session import Session
 from volsam.prompts import Box, Click
-from volsam.server.dialects.monai_label import training
+from volsam.server.dialects.monai_label import datastore, training
 from volsam.server.dialects.monai_label.tasks import Task, Tasks
 from volsam.server.problems import Problem
 
@@ -490,6 +490,21 @@ def test_an_index_that_monai_label_wrote_is_gone_on_with(desk, studies, a_label)
     (studies / "datastore_v2.json").write_text("{")
     assert "damaged" in desk.ask("GET", "/datastore/", 400).json()["detail"]
     assert (studies / "datastore_v2.json").read_text() == "{"
+
+
+def test_a_known_image_is_found_without_a_listing_of_all(desk, studies, a_label, monkeypatch):
+    desk.ask("GET", "/datastore/")
+    listed = []
+    monkeypatch.setattr(datastore, "all_studies", lambda folder: listed.append(folder) or iter(()))
+    desk.save("more/mr", a_label)
+    assert desk.ask("GET", "/datastore/label?label=more/mr&tag=final").content == a_label.read_bytes()
+    # What happens to the files meanwhile is seen.
+    (studies / "labels" / "final" / "more" / "mr.nii.gz").rename(studies / "labels" / "final" / "more" / "mr2.nii.gz")
+    desk.ask("GET", "/datastore/label?label=more/mr&tag=final", 404)
+    assert not listed
+    (studies / "more" / "mr.nii").unlink()
+    desk.ask("GET", "/datastore/image?image=more/mr", 404)
+    assert listed
 
 
 def test_the_labelled_cases_come_as_an_archive(desk, a_label):

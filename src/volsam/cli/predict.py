@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +25,8 @@ OF_NNUNET = ("imagesTr", "imagesTs", "imagesVa")
 SHOWN = 5
 # Beside the labels: what made them.
 MADE_BY = "made_by.json"
+# In it: that labels were there before, so that those older than this file are of something else.
+ANEW = "anew"
 
 ModelName = Annotated[
     str,
@@ -82,6 +84,8 @@ def predict(
 ) -> None:
     """Label images with an automatic model, or segment them with prompts from files; goes on where it was stopped.
 
+    After --overwrite was stopped, the same command without it makes only what was not yet made anew.
+
     Example: volsam predict my-ma-sam scans/*.nii.gz -o labels
     """
     from volsam.cli.asking import fingerprint
@@ -97,13 +101,13 @@ def predict(
     cases = cases_of(images, channels)
     targets = {case: output / f"{case.name}.nii.gz" for case in cases}
     _require_apart(targets)
-    _require_own(output, targets.values(), made_by, overwrite)
+    begun = _require_own(output, made_by, overwrite)
     if more := next((case for case in cases if len(case.images) > channels), None):
         say(f"warning: {model} looks at {channels} of the {len(more.images)} channels of {more.name}, the first")
     failed = 0
     for number, (case, target) in enumerate(targets.items(), start=1):
         place = f"{number}/{len(targets)}"
-        if target.exists() and not overwrite:
+        if not overwrite and target.exists() and target.stat().st_mtime >= begun:
             typer.echo(f"{place} {target} is there already")
             continue
         try:
@@ -183,23 +187,26 @@ def _require_apart(targets: Mapping[Case, Path]) -> None:
         seen[target] = case.images[0]
 
 
-def _require_own(folder: Path, targets: Iterable[Path], made_by: Mapping[str, Any], anew: bool) -> None:
-    """No labels of another model are taken for those of this one."""
+def _require_own(folder: Path, made_by: Mapping[str, Any], anew: bool) -> float:
+    """No labels of another model are taken for those of this one.
+
+    Returns since when labels are those of this one, as a file's time of change; 0 if all are.
+    """
     from volsam.data.files import read_json, write_json
 
     file = folder / MADE_BY
-    there = any(target.exists() for target in targets)
-    if file.is_file() and there and not anew:
-        before = read_json(file)
-        changed = [key for key in made_by if before.get(key) != made_by[key]]
-        if changed:
-            key = changed[0]
+    there = any(folder.glob("*.nii.gz"))
+    before = read_json(file) if file.is_file() else {}
+    if before and there and not anew:
+        if key := next((key for key in made_by if before.get(key) != made_by[key]), None):
             raise BadInput(
                 f"{folder} holds labels with another {key} ({before.get(key)}, now {made_by[key]}): give another "
                 "folder with -o, or make them anew with --overwrite"
             )
+        return file.stat().st_mtime if before.get(ANEW) else 0.0
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, made_by)
+    write_json(file, {**made_by, ANEW: anew and there})
+    return 0.0
 
 
 def _maker(
@@ -238,7 +245,8 @@ def _labelled(model: AutomaticModel, case: Case, target: Path, plane: str, strid
     from volsam.data.io import read_grid, write_volume
     from volsam.data.memory import require_room
 
-    require_room(read_grid(case.images[0]), case.name)
+    grid = read_grid(case.images[0])
+    require_room(grid, case.name, channels=model.channels, beside=model.room(grid))
     labels = model.segment(read_image(case, model.channels), plane, stride=stride)
     write_volume(labels, target)
     write_json(target.parent / "labels.json", dict(zip(model.labels, model.values, strict=True)))

@@ -237,6 +237,7 @@ def _binary(dataset: Dataset, folder: Path, preset: Preset | None) -> list[Made]
             continue
         volume = read_volume(case.label)
         labels = read_label(case)
+        written: Path | None = None
         for name, values in wanted.items():
             mask = np.isin(labels, values)
             if not mask.any():
@@ -246,13 +247,24 @@ def _binary(dataset: Dataset, folder: Path, preset: Preset | None) -> list[Made]
                 (place / part).mkdir(parents=True, exist_ok=True)
             counts[name] += 1
             target = place / "imagesTr" / f"{case.name}{ENDING}"
-            if case.images[0].name.endswith(ENDING):
+            if written is not None:
+                _same_file(written, target)
+            elif case.images[0].name.endswith(ENDING):
                 shutil.copyfile(case.images[0], target)
             else:
                 write_volume(read_image(case), target)
+            written = target
             write_volume(volume.with_data(mask), place / "labelsTr" / f"{case.name}{ENDING}")
     notes = ("voxels labelled ignore are background there",) if dataset.ignored is not None else ()
     return [Made(f"{_file_name(name)}/{task}", count, 1, notes) for name, count in counts.items() if count]
+
+
+def _same_file(written: Path, target: Path) -> None:
+    """A second name for a file that was written here; a copy of it where a disk knows no second names."""
+    try:
+        target.hardlink_to(written)
+    except OSError:
+        shutil.copyfile(written, target)
 
 
 def _file_name(text: str) -> str:

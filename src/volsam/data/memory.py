@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +14,17 @@ from volsam.errors import BadInput
 if TYPE_CHECKING:
     from volsam.geometry import Grid
 
-# The least that a voxel takes: two bytes of intensity, as in most scans, and one of mask.
-BYTES_PER_VOXEL = 3
+# The least that a voxel takes: two bytes of each intensity, as in most scans, and one of mask.
+INTENSITY, MASK = 2, 1
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
-def require_room(grid: Grid, name: str) -> None:
-    """Refuse a volume that cannot fit, with the numbers."""
-    voxels = grid.shape[0] * grid.shape[1] * grid.shape[2]
-    needed, free = voxels * BYTES_PER_VOXEL, available_memory()
+def require_room(grid: Grid, name: str, *, channels: int = 1, beside: int = 0) -> None:
+    """Refuse a volume that cannot fit, with the numbers.
+
+    channels: that are read; beside: bytes that a model takes for what it makes of them.
+    """
+    needed, free = prod(grid.shape) * (INTENSITY * channels + MASK) + beside, available_memory()
     if free is not None and needed > free:
         size = " × ".join(map(str, grid.shape))
         raise BadInput(

@@ -73,6 +73,9 @@ class AutomaticModel(Protocol):
     def channels(self) -> int:
         """Of an image that it looks at, the first ones."""
 
+    def room(self, grid: Grid) -> int:
+        """Bytes of memory that a volume on `grid` takes while it is labelled, beside its intensities and labels."""
+
     def segment(
         self,
         volume: Volume,
@@ -112,6 +115,10 @@ class StackModel:
         self.edge = edge
         self.plane = plane
         self.device = torch.device(device)
+
+    def room(self, grid: Grid) -> int:
+        """None that grows with the volume: slices are read and labelled one by one."""
+        return 0
 
     def segment(
         self,

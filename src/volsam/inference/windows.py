@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,12 @@ class WindowModel:
         self.by_region = by_region
         self.placed = placed
         self.mirrors = mirrors
+
+    def room(self, grid: Grid) -> int:
+        """Bytes for the volume as the network sees it, its places, the scores of all classes and their weight."""
+        seen = [max(edge, length) for edge, length in zip(self.patch, self.preparation.grid(grid).shape, strict=True)]
+        told = self.channels + self.by_region + 3 * self.placed
+        return prod(seen) * 4 * (told + len(self.labels) + 1)
 
     def segment(
         self,

@@ -15,6 +15,7 @@ import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from glob import escape
 from itertools import product
 from pathlib import Path
 from time import time
@@ -73,6 +74,9 @@ class Datastore:
         self.root = studies
         self._lock = threading.RLock()
         self._series: dict[str, dict[str, str]] = {}
+        # Of the last listing: where each image lies, so that a click need not list ten thousand of them.
+        self._listed: dict[str, str] = {}
+        self._read: tuple[tuple[int, ...], dict[str, Any]] | None = None
 
     # --- looking -------------------------------------------------------------------------------------------------
 
@@ -87,16 +91,16 @@ class Datastore:
             identity = named.get(path, stem(path))
             if identity in found:  # files that differ in their endings only
                 identity = path
-            entry = index.get(identity, {})
-            own = {
-                tag: Label(file, {"name": Path(file).name, **_info(entry.get("labels", {}).get(tag))})
-                for tag, file in labels.get(stem(path), {}).items()
-            }
-            found[identity] = Image(identity, path, {"name": path, **_info(entry.get("image"))}, own)
+            found[identity] = _described(identity, path, index.get(identity, {}), labels.get(stem(path), {}))
+        self._listed = {identity: image.file for identity, image in found.items()}
         return found
 
     def image(self, identity: str) -> Image:
         """One image by its id, or a DICOM series by its SeriesInstanceUID; 404 if there is none."""
+        file = self._listed.get(identity)
+        if file is not None and (self.root / file).exists():
+            entry = self._index()["objects"].get(identity, {})
+            return _described(identity, file, entry, self._label_files(file).get(stem(file), {}))
         images = self.images()
         found = images.get(identity)
         if found is None and SERIES.fullmatch(identity):
@@ -208,9 +212,9 @@ class Datastore:
         file = self.label(identity, tag).file
         with self._lock:
             (self.root / file).unlink(missing_ok=True)
-            index = self._index()
-            index["objects"].get(identity, {}).get("labels", {}).pop(tag, None)
-            self._write(index)
+            if entry := self._index()["objects"].get(identity):
+                labels = {key: label for key, label in entry.get("labels", {}).items() if key != tag}
+                self._write(identity, {**entry, "labels": labels})
 
     def update_image(self, identity: str, info: Info) -> Info:
         """Add to what is known of an image."""
@@ -235,6 +239,10 @@ class Datastore:
         empty = {"name": self.root.resolve().name, "description": "", "images_dir": ".", "labels_dir": LABELS}
         path = self.root / INDEX
         try:
+            known = path.stat()
+            state = (known.st_mtime_ns, known.st_size, known.st_ino)
+            if self._read is not None and self._read[0] == state:
+                return self._read[1]
             index = json.loads(path.read_text(encoding="utf-8"))
             entries = index["objects"].items()
             if not all(isinstance(entry, dict) and isinstance(entry.get("labels", {}), dict) for _, entry in entries):
@@ -243,22 +251,31 @@ class Datastore:
             return {**empty, "objects": {}}
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             raise BadFile(f"{INDEX} in the folder of studies is damaged: repair it, or move it away") from None
-        return {**empty, **index}
+        self._read = (state, {**empty, **index})
+        return self._read[1]
 
     def _note(self, image: Image) -> None:
-        index = self._index()
-        index["objects"][image.identity] = _entry(image)
-        self._write(index)
+        self._write(image.identity, _entry(image))
 
-    def _write(self, index: dict[str, Any]) -> None:
+    def _write(self, identity: str, entry: Info) -> None:
+        index = self._index()  # others may be reading this very one
+        index = {**index, "objects": {**index["objects"], identity: entry}}
         with replacing(self.root / INDEX) as unfinished:
             unfinished.write_text(json.dumps(index, indent=1), encoding="utf-8")
 
-    def _label_files(self) -> dict[str, dict[str, str]]:
-        """By the path of an image without its ending, the label file of every tag."""
+    def _label_files(self, image: str | None = None) -> dict[str, dict[str, str]]:
+        """By the path of an image without its ending, the label file of every tag.
+
+        image: the file of one, whose labels are enough.
+        """
         found: dict[str, dict[str, str]] = {}
         for folder in sorted((self.root / LABELS).glob("*/")):
-            for file in sorted(folder.rglob("*")):
+            if image is None:
+                files = folder.rglob("*")
+            else:
+                start = folder / stem(image)
+                files = start.parent.glob(f"{escape(start.name)}*")
+            for file in sorted(files):
                 if file.is_file() and not file.name.startswith(".") and file.name.lower().endswith(WRITABLE):
                     key = stem(file.relative_to(folder).as_posix())
                     found.setdefault(key, {})[folder.name] = file.relative_to(self.root).as_posix()
@@ -305,6 +322,15 @@ def require_same(label: Volume, grid: Grid, name: str) -> None:
     apart = float(np.linalg.norm(label.grid.to_world(corners) - grid.to_world(corners), axis=1).max())
     if apart > SAME_PLACE * grid.spacing.min():
         raise BadInput(f"the label lies up to {apart:.3g} mm away from the image {name}: save it on the image's grid")
+
+
+def _described(identity: str, file: str, entry: Info, labels: Mapping[str, str]) -> Image:
+    """An image by its entry in the index and by its label files, which are what there is."""
+    own = {
+        tag: Label(label, {"name": Path(label).name, **_info(entry.get("labels", {}).get(tag))})
+        for tag, label in labels.items()
+    }
+    return Image(identity, file, {"name": file, **_info(entry.get("image"))}, own)
 
 
 def _info(entry: Any) -> Info:
