@@ -92,9 +92,13 @@ class Server:
         headers = {"X-Meta": json.dumps(head)}
         return self._opened("/session/array", content=body, headers=headers, timeout=UPLOAD)
 
-    def resume(self, identity: str, *, take: bool = False) -> Session:
-        """Go on with a saved session; with `take`, even if someone else has it open."""
-        return self._opened("/session", json={"resume": identity, "take": take})
+    def resume(self, identity: str, *, take: bool = False, model: str | None = None) -> Session:
+        """Go on with a saved session; with `take`, even if someone else has it open.
+
+        model: makes all masks anew with another model; without it a session whose model the server lacks is refused.
+        """
+        other = {} if model is None else {"model": model}
+        return self._opened("/session", json={"resume": identity, "take": take, **other})
 
     def _opened(self, path: str, **options: Any) -> Session:
         self.claim()

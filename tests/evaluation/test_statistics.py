@@ -5,6 +5,7 @@ from math import inf, isnan, nan
 import numpy as np
 import pytest
 
+from volsam.evaluation import statistics
 from volsam.evaluation.rules import STANDARD, rules
 from volsam.evaluation.statistics import adjusted, mean_of, paired, wilcoxon
 
@@ -149,3 +150,10 @@ def test_holm_multiplies_the_smallest_by_all_and_never_falls():
     assert found["c"] == pytest.approx(0.06)
     assert found["b"] == pytest.approx(0.06)
     assert isnan(found["d"])
+
+
+def test_draws_in_blocks_are_the_same_draws(monkeypatch):
+    table = values(*np.random.default_rng(1).random((40, 2)))
+    whole = mean_of(table, STANDARD)
+    monkeypatch.setattr(statistics, "WEIGHTS", 500)
+    assert mean_of(table, STANDARD) == whole

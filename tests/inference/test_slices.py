@@ -278,3 +278,15 @@ def test_a_real_small_network_goes_through_a_session() -> None:
     assert session.mask.data.shape == (1, 20, 22, 9)
     assert session.mask.data[0, 10, 12, 4] == 1  # a clicked voxel carries its label
     assert session.mask.data[0, 15, 15, 4] == 0
+
+
+def test_a_saved_session_keeps_its_plane_and_whether_it_follows(tmp_path: Path) -> None:
+    volume, _ = scan()
+    session = Session(BrightParts(), volume, plane="sagittal", follow=False)
+    session.add(Click(MIDDLE))
+    session.save(tmp_path / "session.json")
+    again = Session.load(tmp_path / "session.json", BrightParts(), volume)
+    assert isinstance(again.predictor, SlicePredictor)
+    assert again.predictor.plane == "sagittal"
+    assert np.array_equal(again.mask.data, session.mask.data)
+    assert not np.array_equal(again.mask.data[0] > 0, answered(volume, [Click(MIDDLE)]))

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from volsam.data.io import write_volume
 from volsam.server.leases import Leases
 from volsam.server.problems import Problem
 
@@ -183,6 +184,57 @@ def test_an_upload_is_kept_with_its_session(serve, client, studies, a_small_ct, 
     ben = client(serve())
     ben.resume(state["id"])
     assert np.array_equal(ben.mask(), ana.masks[1])
+
+
+def test_a_session_is_not_offered_for_another_scan_of_its_name(serve, client, studies, tmp_path, a_small_ct):
+    ana = client(serve())
+    identity = ana.open()["id"]
+    ana.click(A)
+    elsewhere = tmp_path / "another patient"
+    elsewhere.mkdir()
+    write_volume(a_small_ct, elsewhere / "ct.nii.gz")
+    ben = client(serve(studies=elsewhere))
+    assert ben.ask("GET", "/sessions?study=ct.nii.gz")["sessions"] == []
+    refused = ben.ask("POST", "/session", 409, json={"resume": identity})
+    assert "another folder of studies" in refused["detail"]
+    # A folder that was moved is the same one.
+    studies.rename(tmp_path / "moved")
+    eve = client(serve(studies=tmp_path / "moved"))
+    assert [one["id"] for one in eve.ask("GET", "/sessions?study=ct.nii.gz")["sessions"]] == [identity]
+    eve.resume(identity, take=True)
+    assert np.array_equal(eve.mask(), ana.masks[1])
+
+
+def test_a_session_is_not_gone_on_with_on_other_voxels(serve, client, studies, a_small_ct):
+    ana = client(serve())
+    identity = ana.open()["id"]
+    ana.click(A)
+    before = (studies / "ct.nii.gz").read_bytes()
+    write_volume(a_small_ct.with_data(a_small_ct.data + 1), studies / "ct.nii.gz")
+    refused = client(serve()).ask("POST", "/session", 400, json={"resume": identity})
+    assert "another scan of the same size and place" in refused["detail"]
+    (studies / "ct.nii.gz").write_bytes(before)
+    client(serve()).resume(identity)
+
+
+def test_a_session_keeps_its_model_or_is_asked(serve, client, a_model, monkeypatch):
+    large = type(a_model)()
+    large.name, large.radius = "a run", 7.0  # not the name that it is chosen by
+    monkeypatch.setattr("volsam.recipes.recipe.load_model", lambda name, *, device: large)
+    ana = client(serve(models=("balls", "runs/large")))
+    identity = ana.open(model="runs/large")["id"]
+    ana.click(A)
+    assert ana.ask("GET", "/session")["model"] == "runs/large"
+    ana.ask("DELETE", "/lease")
+    again = client(serve(models=("balls", "runs/large")))
+    assert again.resume(identity)["model"] == "runs/large"
+    assert np.array_equal(again.mask(), ana.masks[1])
+    again.ask("DELETE", "/lease")
+    ben = client(serve())
+    refused = ben.ask("POST", "/session", 409, json={"resume": identity})
+    assert (refused["code"], refused["model"], refused["default"]) == ("model", "runs/large", "balls")
+    assert ben.resume(identity, model="balls")["model"] == "balls"
+    assert 0 < ben.mask().sum() < ana.masks[1].sum()
 
 
 def test_a_session_is_open_under_one_lease_at_a_time(http, ana, client):

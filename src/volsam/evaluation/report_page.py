@@ -85,7 +85,11 @@ def blocks_of(report: Report, folder: Path) -> Iterator[Block]:
     if figures.available():
         values = {name: _counted(report, "dice", name) for name in report.objects}
         if any(np.isfinite(each).any() for each in values.values()):
-            yield Drawing(figures.spread(values, "Dice"), "Dice of every case; the box holds the middle half.")
+            most = max(map(len, values.values()))
+            drawn = "every case" if most <= figures.MOST_DOTS else f"at most {figures.MOST_DOTS} cases of an object"
+            yield Drawing(
+                figures.spread(values, "Dice"), f"Dice, a dot for {drawn}; the box holds the middle half of all."
+            )
     yield from _size_blocks(report)
     if len(report.steps) > 1:
         yield from _step_blocks(report)

@@ -21,6 +21,8 @@ from volsam.evaluation.study import Row
 
 DRAWS = 2000
 SEED = 0
+# Held at once, 8 bytes each: the weights of all draws for ten thousand cases would be 160 MB.
+WEIGHTS = 1 << 20
 
 Values: TypeAlias = Sequence[tuple[str, str, float]]
 """Case, object and value; nan for what does not count."""
@@ -150,8 +152,10 @@ def _interval(table: NDArray[np.float64], rule: Rule, draws: int) -> tuple[float
     """In which 95 of 100 means lie; nan for one case, whose weight is the same in every draw."""
     if len(table) < 2:
         return nan, nan
-    weights = np.random.default_rng(SEED).dirichlet(np.ones(len(table)), size=draws)
-    low, high = np.percentile(_means(table, weights, rule), (2.5, 97.5))
+    random, at_once = np.random.default_rng(SEED), max(1, WEIGHTS // len(table))
+    blocks = [min(at_once, draws - start) for start in range(0, draws, at_once)]
+    means = [_means(table, random.dirichlet(np.ones(len(table)), size=block), rule) for block in blocks]
+    low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
     return float(low), float(high)
 
 

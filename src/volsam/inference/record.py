@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from volsam.volume import Volume
 
 FORMAT = "volsam-session"
 VERSION = 1
+# Voxels looked at to tell one scan from another.
+SAMPLED = 1 << 18
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -32,11 +35,27 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def require_same_grid(saved: Mapping[str, Any], volume: Volume, name: str) -> None:
-    """Refuse a volume on another lattice than the saved one; `name` is what the message calls the session."""
+def fingerprint(volume: Volume) -> str:
+    """A word for the voxels of a volume: that of some of them, evenly spread, in single precision."""
+    data = volume.data[0]
+    step = max(1, int(np.ceil((data.size / SAMPLED) ** (1 / 3))))
+    some = np.ascontiguousarray(data[::step, ::step, ::step], dtype="<f4")
+    return blake2b(some.tobytes(), digest_size=16).hexdigest()
+
+
+def require_same(saved: Mapping[str, Any], volume: Volume, name: str) -> None:
+    """Refuse a volume on another lattice than the saved one, or with other voxels.
+
+    name: what the message calls the session. Records of before have no fingerprint; of them the lattice must do.
+    """
     grid = volume.grid
     if saved["shape"] != list(grid.shape) or not np.allclose(saved["affine"], grid.affine, atol=1e-4):
         raise BadInput(
             f"{name} belongs to {saved['name']} with {saved['shape']} voxels, not to {volume.name} with "
             f"{list(grid.shape)}: open that volume, or one on the same grid"
+        )
+    if saved.get("voxels") not in (None, fingerprint(volume)):
+        raise BadInput(
+            f"{name} was made on another scan of the same size and place than {volume.name} is now: its voxels differ; "
+            "open the one that it was made on, or begin anew"
         )

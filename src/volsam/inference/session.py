@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from volsam.inference.log import Active, PromptLog
 from volsam.inference.model import InteractiveModel, require_taken
 from volsam.inference.objects import Changed, ObjectState
 from volsam.inference.predictor import OUTSIDE, Answer, Predictor, paint
-from volsam.inference.record import FORMAT, VERSION, read_record, require_same_grid
+from volsam.inference.record import FORMAT, VERSION, fingerprint, read_record, require_same
 from volsam.inference.slices import SliceModel, SlicePredictor
 from volsam.inference.uncertainty import Uncertainty, ensemble
 from volsam.prompts import Click, MaskHint, Point, Prompt, PromptSet, positions, require_inside
@@ -58,6 +59,8 @@ class Session:
         self.neighbours = neighbours
         self.model = model
         self.volume = volume
+        self._plane = plane
+        self._follow = follow
         self.predictor = (
             SlicePredictor(model, volume, plane, follow) if isinstance(model, SliceModel) else Predictor(model, volume)
         )
@@ -229,7 +232,11 @@ class Session:
                 "name": self.volume.name,
                 "shape": list(self.volume.grid.shape),
                 "affine": self.volume.grid.affine.tolist(),
+                "voxels": self._voxels,
             },
+            "plane": self._plane,
+            "follow": self._follow,
+            "neighbours": self.neighbours,
             "current": self.current,
             "objects": [{"name": name, "log": item.log.entries} for name, item in self._objects.items()],
         }
@@ -254,12 +261,16 @@ class Session:
     def from_record(cls, record: Mapping[str, Any], model: Model, volume: Volume, name: str = "the record") -> Session:
         """The session that `record` describes; `name` is what messages call it."""
         try:
-            require_same_grid(record["volume"], volume, name)
+            require_same(record["volume"], volume, name)
             logs = {str(item["name"]): PromptLog.replay(item["log"], volume.grid) for item in record["objects"]}
             current = str(record["current"])
-            session = cls(model, volume, object_name=next(iter(logs)))
+            ways = {key: record[key] for key in ("plane", "follow", "neighbours") if key in record}
+            session = cls(model, volume, object_name=next(iter(logs)), **ways)
         except (LookupError, TypeError, ValueError, AttributeError, StopIteration, zlib.error):
             raise BadFile(f"{name} is damaged: what is in it does not make a session; open an older copy") from None
+        for log in logs.values():  # before any is answered, which takes time
+            for _, prompt in log.active:
+                session._require(prompt)
         for called, log in logs.items():
             session.select(called)
             session._now.log = log
@@ -276,6 +287,10 @@ class Session:
     def _require(self, prompt: Prompt) -> None:
         require_inside(prompt, self.volume.grid, self.volume.name)
         require_taken(prompt, self.volume.grid, self.model.name, self.model.takes)
+
+    @cached_property
+    def _voxels(self) -> str:
+        return fingerprint(self.volume)
 
     @property
     def _now(self) -> ObjectState:

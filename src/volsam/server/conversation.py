@@ -58,6 +58,8 @@ class Conversation:
 
     identity: str
     session: Session
+    chosen: str
+    """The model, by the name that clients choose it by."""
     origin: Origin
     store: Store
     device: Device
@@ -79,6 +81,7 @@ class Conversation:
     def start(
         cls,
         identity: str,
+        chosen: str,
         model: Model,
         volume: Volume,
         origin: Origin,
@@ -91,7 +94,7 @@ class Conversation:
     ) -> Conversation:
         """A new conversation about a volume, saved."""
         session = Session(model, volume, object_name=name)
-        talk = cls(identity, session, origin, store, device, annotator, notes=tuple(notes))
+        talk = cls(identity, session, chosen, origin, store, device, annotator, notes=tuple(notes))
         talk._things.new(name)
         talk._save()
         return talk
@@ -101,6 +104,7 @@ class Conversation:
         cls,
         identity: str,
         record: Mapping[str, Any],
+        chosen: str,
         model: Model,
         volume: Volume,
         store: Store,
@@ -110,11 +114,13 @@ class Conversation:
     ) -> Conversation:
         """Go on with a saved one: its prompts are answered again."""
         kept = record["server"]
+        # Records of before have this among what is the server's.
+        record = {"neighbours": bool(kept.get("neighbours", False)), **record}
         session = Session.from_record(record, model, volume, f"the saved session {identity}")
-        session.neighbours = bool(kept["neighbours"])
         talk = cls(
             identity,
             session,
+            chosen,
             origin_of(record),
             store,
             device,
@@ -137,7 +143,7 @@ class Conversation:
             "annotator": self.annotator,
             "created": self.created,
             "modified": now(),
-            "neighbours": self.session.neighbours,
+            "model": self.chosen,
             **self._things.record(),
             **self._masks.record(),
         }
@@ -260,15 +266,12 @@ class Conversation:
                 raise Problem(404, f"no standing prompt of {thing.name} has the number {prompt}")
             return self._act(thing, lambda: session.remove(prompt), clock)
 
-    def exchange(self, model: Model, clock: Clock | None = None) -> Outcome:
+    def exchange(self, chosen: str, model: Model, clock: Clock | None = None) -> Outcome:
         """Answer everything with another model; nothing changes if it does not take what was asked."""
         with self.held(clock) as old:
             record = old.record()
-            for item in old.objects:
-                self._require_taken(item, model)
             old_boxes = {thing.number: self.bounds(thing.number) for thing in self.things}
-            self.session = Session.from_record(record, model, old.volume)
-            self.session.neighbours = old.neighbours
+            self.session, self.chosen = Session.from_record(record, model, old.volume), chosen
             self._masks.adopt(self.session)
             changes = [self._changed(thing.number, old_boxes[thing.number]) for thing in self.things]
             self._saved(clock)
@@ -382,17 +385,6 @@ class Conversation:
     def _standing(self, thing: Thing) -> Any:
         self.session.select(thing.name)
         return self.session.prompts
-
-    def _require_taken(self, name: str, model: Model) -> None:
-        from volsam.inference.model import require_taken
-
-        before = self.session.current
-        self.session.select(name)
-        try:
-            for _, prompt in self.session.prompts:
-                require_taken(prompt, self.session.volume.grid, model.name, model.takes)
-        finally:
-            self.session.select(before)
 
 
 def origin_of(record: Mapping[str, Any]) -> Origin:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from time import monotonic
@@ -131,7 +131,7 @@ class Core:
         annotator: str | None = None,
     ) -> Conversation:
         """Start a conversation about a volume in the folder of studies."""
-        origin = Origin("study", study, frame, channel)
+        origin = self._study(study, frame, channel)
         volume, notes = self._read(origin, Path())
         return self._start(lease, self.store.new(), volume, origin, model, name, annotator, notes)
 
@@ -162,8 +162,15 @@ class Core:
 
     def read_ahead(self, study: str, *, frame: int | None = None, channel: int = 0) -> None:
         """Read a study before anybody asks for one, which refuses it if it will not do; the first to open it has it."""
-        origin = Origin("study", study, frame, channel)
+        origin = self._study(study, frame, channel)
         self._ahead = (origin, *self._read(origin, Path()))
+
+    def _study(self, study: str, frame: int | None, channel: int) -> Origin:
+        return Origin("study", study, frame, channel, root=self._root)
+
+    @property
+    def _root(self) -> str | None:
+        return None if self.settings.studies is None else str(self.settings.studies.resolve())
 
     def _read(self, origin: Origin, folder: Path) -> tuple[Volume, list[str]]:
         """The volume of a session, and what was warned of meanwhile."""
@@ -195,8 +202,11 @@ class Core:
             self.store.forget(identity)
             raise
 
-    def resume(self, lease: Lease, identity: str, *, take: bool = False) -> Conversation:
-        """Go on with a saved session; with `take`, even if another lease has it open."""
+    def resume(self, lease: Lease, identity: str, *, take: bool = False, model: str | None = None) -> Conversation:
+        """Go on with a saved session; with `take`, even if another lease has it open.
+
+        model: to answer its prompts anew with, if not the one that it was made with.
+        """
         with self._alone_with(identity):
             for other in self.leases:
                 held = other.conversation
@@ -205,8 +215,10 @@ class Core:
                 if not take:
                     raise Problem(409, "the session is open under another lease: resume it with take, or wait")
                 self.close(other)
+            record = self.store.read(identity)
+            chosen = self._chosen(record) if model is None else model
             self.close(lease)
-            talk = self._replayed(identity, self.store.read(identity))
+            talk = self._replayed(identity, record, chosen)
             with lease.lock:
                 lease.conversation = talk
         return talk
@@ -223,13 +235,33 @@ class Core:
         finally:
             self._resuming.discard(identity)
 
-    def _replayed(self, identity: str, record: dict[str, Any]) -> Conversation:
+    def _chosen(self, record: Mapping[str, Any]) -> str:
+        """The model that a session was made with; another one would change every mask in it."""
+        name = str(record["server"].get("model", record.get("model")))
+        if name not in self.models.names:
+            raise Problem(
+                409,
+                f"the session was made with the model {name}, which this server does not have: start it with "
+                f"--models {name}, or name another one, which makes all masks anew",
+                code="model",
+                facts={"model": name, "default": self.models.default},
+            )
+        return name
+
+    def _at_hand(self, origin: Origin) -> bool:
+        """Whether a session is of this folder of studies: it says so, or where it was made is no more."""
+        return origin.root in (None, self._root) or not Path(origin.root).is_dir()
+
+    def _replayed(self, identity: str, record: dict[str, Any], chosen: str) -> Conversation:
         try:
-            name = str(record["model"])
             origin = origin_of(record)
-            model = self.models[name if name in self.models.names else None]
+            if not self._at_hand(origin):
+                raise Problem(
+                    409, f"the session is of {origin.path} in another folder of studies: start a server there"
+                )
+            model = self.models[chosen]
             volume, notes = self._read(origin, self.store.place(identity))
-            return Conversation.resume(identity, record, model, volume, self.store, self.device, notes=notes)
+            return Conversation.resume(identity, record, chosen, model, volume, self.store, self.device, notes=notes)
         except (LookupError, TypeError, ValueError, AttributeError):
             raise BadFile(f"the saved session {identity} is damaged: what is in it does not make a session") from None
 
@@ -261,6 +293,7 @@ class Core:
                 raise BadInput("an object needs a name, got an empty one")
             talk = Conversation.start(
                 identity,
+                model or self.models.default,
                 self.models[model],
                 volume,
                 origin,
@@ -283,8 +316,13 @@ class Core:
         opened = {lease.conversation.identity for lease in self.leases if lease.conversation is not None}
         for identity, record in self.store:
             kept = record["server"]
-            origin = kept.get("origin", {})
-            path = origin.get("path") if origin.get("kind") == "study" else None
+            try:
+                origin = origin_of(record)
+            except (LookupError, TypeError):
+                continue
+            if not self._at_hand(origin):
+                continue
+            path = origin.path if origin.kind == "study" else None
             if study is not None and path != study:
                 continue
             yield {
@@ -292,7 +330,7 @@ class Core:
                 "study": path,
                 "name": str(kept.get("name", "")),
                 "annotator": kept.get("annotator"),
-                "model": str(record.get("model")),
+                "model": str(kept.get("model", record.get("model"))),
                 "modified": str(kept.get("modified", "")),
                 "objects": [str(item.get("name")) for item in record.get("objects", [])],
                 "prompts": sum(

@@ -38,7 +38,8 @@ LONGEST_NAME = 100
 class Origin:
     """Where the volume of a session came from, enough to read it again.
 
-    kind: "study" (path under the folder of studies), "file" or "array" (uploaded; in the folder of the session).
+    kind: "study" (path under the folder of studies), "file" or "array" (uploaded; in the folder of the session); root:
+    the folder of studies, since servers with several of them may keep their sessions in one place.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Origin:
     frame: int | None = None
     channel: int = 0
     affine: list[list[float]] | None = None
+    root: str | None = None
 
     def record(self) -> dict[str, Any]:
         """As plain data."""

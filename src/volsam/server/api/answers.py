@@ -108,7 +108,7 @@ def state(talk: Conversation, session: Session, *, masks: bool = False) -> dict[
         "name": session.volume.name,
         "study": talk.origin.path if talk.origin.kind == "study" else None,
         "annotator": talk.annotator,
-        "model": session.model.name,
+        "model": talk.chosen,
         "shape": list(grid.shape),
         "affine": grid.affine.tolist(),
         "spacing": grid.spacing.tolist(),

@@ -48,7 +48,7 @@ def router(core: Core) -> APIRouter:
             raise BadInput('give either "study", a path that /api/v1/studies lists, or "resume", the id of a session')
         with core.using(token) as lease, clock("open"), core.device.timed(clock):
             if asked.resume is not None:
-                talk = core.resume(lease, asked.resume, take=asked.take)
+                talk = core.resume(lease, asked.resume, take=asked.take, model=asked.model)
             else:
                 talk = core.open_study(
                     lease,
@@ -137,7 +137,7 @@ def router(core: Core) -> APIRouter:
         def act(talk: Conversation, clock: Clock) -> Response:
             model = core.models[asked.model]
             with talk.held(clock):
-                outcome = talk.exchange(model, clock)
+                outcome = talk.exchange(asked.model, model, clock)
                 return acted(core, talk, talk.session, outcome, clock)
 
         return _about(core, token, act)

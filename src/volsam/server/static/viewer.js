@@ -74,6 +74,12 @@ async function open(choice) {
       const yes = await ask("This session is open in another place. Take it over? Nothing in it is lost.");
       if (yes) return open({ ...choice, take: true });
     }
+    if (error.code === "model" && choice.resume) {
+      const { model, default: other } = error.facts;
+      const yes = await ask(`This session was made with ${model}, which is not here. Make all its masks anew with ${other}?`);
+      if (yes) return open({ ...choice, model: other });
+      return session.state ? undefined : start.show(open, { required: true });
+    }
     if (error.code === "frames") {
       const frame = await askFrame(choice.file?.name ?? choice.study, error.facts.frames);
       if (frame !== null) return open({ ...choice, frame });
