@@ -857,7 +857,9 @@ def test_two_series_in_a_folder_are_refused(tmp_path, some_values):
     save_series(tmp_path / "other", some_values, straight(7), uid="1.2.4")
     for file in (tmp_path / "other").iterdir():
         file.rename(folder / f"b{file.name}")
-    assert "holds 2 DICOM series" in refusal(read_volume, folder)
+    refused = refusal(read_volume, folder)
+    assert "holds 2 DICOM series" in refused
+    assert refused.count("7 slices such as") == 2
 
 
 def test_slices_of_another_size_are_refused(tmp_path, some_values):

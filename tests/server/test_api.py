@@ -240,6 +240,15 @@ def test_labels_that_are_there_are_replaced_unless_they_are_to_stay(ana, studies
     assert (studies / "labels/final/ct.nii.gz").read_bytes() != before
 
 
+def test_a_tag_has_one_label_whatever_its_format(ana, studies):
+    ana.click(A)
+    ana.ask("POST", "/session/save", json={"format": "nrrd"})
+    ana.click(B)
+    assert ana.ask("POST", "/session/save", 409, json={"replace": False})["code"] == "exists"
+    assert ana.ask("POST", "/session/save", json={})["replaced"]
+    assert sorted(path.name for path in (studies / "labels" / "final").iterdir()) == ["ct.json", "ct.nii.gz"]
+
+
 def test_labels_of_a_dicom_series_are_segments(ana, studies, a_dicom_series):
     import highdicom
 

@@ -14,6 +14,8 @@ import pytest
 from pydantic import SecretStr
 
 from volsam.data.io import read_volume, write_volume
+from volsam.data.studies import write_dataset
+from volsam.errors import BadInput
 from volsam.inference.session import Session
 from volsam.prompts import Box, Click
 from volsam.server.dialects.monai_label import datastore, training
@@ -393,6 +395,39 @@ def test_a_label_of_another_format_replaces_the_older_one(desk, studies, a_label
     assert [path.name for path in (studies / "labels" / "final").iterdir()] == ["ct.nrrd"]
 
 
+def test_the_names_of_a_label_are_those_of_who_saved_it_last(desk, studies, a_label):
+    def names():
+        (found,) = training.labelled(datastore.Datastore(studies), Task({}))
+        return found.names
+
+    desk.save("ct", a_label, label_info=[{"name": "spleen", "idx": 1}])
+    assert names() == {"spleen": 1}
+    # As the viewer saves: the label, and beside it what is in it.
+    beside = studies / "labels" / "final" / "ct.json"
+    beside.write_text(json.dumps({"labels": [{"name": "liver", "number": 1}]}))
+    assert names() == {"liver": 1}
+    desk.save("ct", a_label, label_info=[{"name": "kidney", "idx": 1}])
+    assert names() == {"kidney": 1}
+    assert not beside.exists()
+
+
+def test_a_label_that_was_drawn_meanwhile_is_not_replaced_by_a_models(studies, a_label):
+    store = datastore.Datastore(studies)
+    store.save_label("ct", "final", a_label, ".nii.gz", {})
+    with pytest.raises(BadInput, match="not replaced by a model's"):
+        store.save_label("ct", "final", a_label, ".nii.gz", {}, replace=False)
+
+
+def test_what_would_not_fit_into_memory_is_refused_before_it_is_unpacked(desk, studies, a_label, monkeypatch):
+    monkeypatch.setattr("volsam.data.memory.available_memory", lambda: 10 << 20)
+    unpacked = []
+    monkeypatch.setattr("volsam.server.volumes.read_volume", lambda path, **how: unpacked.append(path))
+    files = {"label": ("label.nii.gz", a_label.read_bytes())}
+    said = desk.ask("PUT", "/datastore/label?image=ct&tag=final", 413, files=files).json()["detail"]
+    assert "of memory" in said
+    assert not unpacked
+
+
 def test_people_keep_labels_of_their_own_under_tags(desk, a_label):
     for tag in ("final", "ana", "original"):
         desk.save("ct", a_label, tag=tag)
@@ -634,7 +669,8 @@ def test_a_dataset_goes_by_the_names_of_labels(desk, http, studies, a_label, a_s
     from volsam.server.dialects.monai_label.datastore import Datastore
 
     folder = tmp_path / "dataset"
-    assert training.make_dataset(Datastore(studies), folder, Task({})) == 2
+    count, _ = write_dataset(training.labelled(Datastore(studies), Task({})), folder, "studies", print)
+    assert count == 2
     dataset = read_dataset(folder)
     assert dataset.labels == {"background": 0, "liver": 1, "spleen": 2}
     assert [problem for problem in check(dataset) if "same values" not in problem] == []

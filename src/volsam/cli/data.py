@@ -75,20 +75,50 @@ def synth(
 @app.command(cls=Command)
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Layout of SAM-Med3D, Decathlon, nnU-Net, EndoVis18.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Layout of SAM-Med3D, Decathlon, nnU-Net, EndoVis18; scans with labels/TAG beside them, as the viewer "
+            "saves them; with --labels any folder of scans.",
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="A new folder.")],
     to: Annotated[str, typer.Option("--to", metavar="nnunet|sam-med3d", help="The layout to write.")] = "nnunet",
     preset: Annotated[
         str | None, typer.Option("--preset", metavar="NAME", help="Labels as in a paper: see `volsam data presets`.")
     ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", metavar="DIR", help="A folder with a label of each scan's name.")
+    ] = None,
+    names: Annotated[
+        str | None, typer.Option("--names", metavar="NAME=VALUE,...", help="Of the values in --labels.")
+    ] = None,
+    tag: Annotated[
+        str | None, typer.Option("--tag", metavar="TAG", help="Which labels beside the scans; final by default.")
+    ] = None,
 ) -> None:
-    """Write a dataset in another layout; images that stay as they are are copied byte for byte."""
-    from volsam.data.convert import convert as converted
-    from volsam.data.presets import presets as known
+    """Write a dataset in another layout; images that stay as they are are copied byte for byte.
 
+    Example: volsam data convert scans --labels masks --names liver=1,tumour=2 -o my-dataset
+    """
+    from volsam.data.convert import convert as converted
+    from volsam.data.convert import gather, layout_of
+    from volsam.data.presets import presets as known
+    from volsam.data.studies import FINAL
+    from volsam.errors import BadInput
+
+    if names is not None and labels is None:
+        raise BadInput("--names are of the values in --labels: give that folder as well")
+    loose = labels is not None or layout_of(source) == "studies"
+    if loose and (to != "nnunet" or preset is not None):
+        raise BadInput("of scans and loose labels a dataset in nnU-Net's layout is made first: leave --to and --preset")
+    if tag is not None and (labels is not None or not loose):
+        raise BadInput("--tag is of labels that lie beside scans, in labels/TAG: leave it out")
     with Steps()("converting"):
-        made = converted(source, output, to=to, preset=None if preset is None else known[preset])
+        if loose:
+            made = [gather(source, output, labels=labels, names=_values(names), tag=tag or FINAL)]
+        else:
+            made = converted(source, output, to=to, preset=None if preset is None else known[preset])
     for one in made:
         where = output / one.name if len(made) > 1 else output
         typer.echo(f"{where}: {_count(one.cases, 'case')}, {_count(one.labels, 'label')}")
@@ -211,6 +241,16 @@ def _times(spacing: tuple[float, ...] | None) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _values(names: str | None) -> dict[str, int]:
+    """NAME=VALUE,NAME=VALUE as a table."""
+    from volsam.errors import BadInput
+
+    pairs = [each.rpartition("=") for each in names.split(",")] if names else []
+    if any(not name.strip() or not value.strip().isdigit() or int(value) == 0 for name, _, value in pairs):
+        raise BadInput(f"--names is NAME=VALUE,NAME=VALUE with values from 1, such as liver=1,tumour=2; got {names!r}")
+    return {name.strip(): int(value) for name, _, value in pairs}
 
 
 def _size(text: str) -> tuple[int, int, int]:

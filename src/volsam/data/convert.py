@@ -5,13 +5,14 @@ SAM-Med3D              STRUCTURE/MODALITY_DATASET/{imagesTr,labelsTr}, binary la
 Decathlon              a dataset.json that lists its cases
 nnU-Net                imagesTr/<case>_0000.nii.gz
 EndoVis18              sequences of frames, SEQUENCE/{left_frames,labels}/*.png
+studies                scans with labels/TAG beside them, as the viewer and the server save them
+two folders            scans in one, labels of the same names in the other
 
 Files whose content stays as it is are copied byte for byte; others are written anew on the same grid.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from tempfile import mkdtemp
 
 import numpy as np
 
+from volsam.data import studies
 from volsam.data.dataset import (
     FOLDERS,
     IGNORE,
@@ -56,19 +58,46 @@ class Made:
 
 
 def layout_of(source: Path) -> str:
-    """The layout of a folder: sam-med3d, decathlon, nnunet or endovis18."""
+    """The layout of a folder: sam-med3d, decathlon, nnunet, endovis18 or studies."""
     if (source / "dataset.json").is_file():
-        table = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
-        listed = isinstance(table, dict) and isinstance(table.get("training"), list)
-        return "decathlon" if listed else "nnunet"
+        return "decathlon" if isinstance(read_table(source).get("training"), list) else "nnunet"
     if _tasks(source):
         return "sam-med3d"
     if sequences(source):
         return "endovis18"
+    if any((source / studies.LABELS).glob("*/")):
+        return "studies"
     raise BadFile(
         f"{source} has no layout that is known: neither dataset.json, nor STRUCTURE/MODALITY_DATASET/imagesTr, nor "
-        f"SEQUENCE/{FRAMES}"
+        f"SEQUENCE/{FRAMES}, nor scans with {studies.LABELS}/TAG beside them; of two folders give the other by --labels"
     )
+
+
+def gather(
+    source: Path,
+    output: Path,
+    *,
+    labels: Path | None = None,
+    names: Mapping[str, int] | None = None,
+    tag: str = studies.FINAL,
+) -> Made:
+    """Make a dataset of scans and the labels that were drawn of them, which no dataset.json describes.
+
+    Args:
+        source: a folder of studies, or with `labels` any folder of scans.
+        output: a folder that is not there yet, or is empty.
+        labels: a folder with a label for each scan, of its name.
+        names: of the values in those labels; without them "label 1" and so on.
+        tag: of the labels in a folder of studies.
+
+    Raises:
+        BadInput, BadFile: nothing is labelled, or a label does not lie on the grid of its scan.
+    """
+    notes: list[str] = []
+    found = studies.drawn(source, tag) if labels is None else studies.paired(source, labels, names or {})
+    with making(output) as folder:
+        count, values = studies.write_dataset(found, folder, output.name, notes.append)
+    return Made(output.name, count, len(values), tuple(notes))
 
 
 def convert(source: Path, output: Path, *, to: str = "nnunet", preset: Preset | None = None) -> list[Made]:
@@ -88,6 +117,8 @@ def convert(source: Path, output: Path, *, to: str = "nnunet", preset: Preset | 
     with making(output) as folder:
         if layout == "sam-med3d":
             return _merged(source, folder)
+        if layout == "studies":
+            raise BadInput(f"{source} is a folder of studies: its labels are no dataset yet, see `gather`")
         if layout == "endovis18":
             if preset is None or not preset.colours:
                 raise BadInput(

@@ -28,6 +28,8 @@ from volsam.geometry import Grid
 
 log = logging.getLogger(__name__)
 
+# Of several series in one folder so many are named.
+SHOWN = 5
 # Slices of a series may be off an even spacing by this part of it; a missing slice is off by half a spacing or more.
 UNEVEN = 0.05
 DICOM_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -99,7 +101,19 @@ def _series(folder: Path) -> list[Path]:
             return [Path(file) for file in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), found[0])]
     if not found:
         raise BadFile(f"{folder} is a folder without a DICOM series in it: give a file, or the folder of a series")
-    raise BadInput(f"{folder} holds {len(found)} DICOM series: put the one that is meant into a folder of its own")
+    series = "; ".join(_in_words(folder, identity) for identity in found[:SHOWN])
+    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    raise BadInput(
+        f"{folder} holds {len(found)} DICOM series: put the one that is meant into a folder of its own ({series}{more})"
+    )
+
+
+def _in_words(folder: Path, identity: str) -> str:
+    """A series: its description, how many slices it has, and one of its files."""
+    with hushed():
+        files = simpleitk(f"reading {folder}").ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), identity)
+    described = _dicom_text(itk_reader(Path(files[0]), "DICOM"), "0008|103e") or "without a description"
+    return f"{described}, {len(files)} slice{'s' * (len(files) != 1)} such as {Path(files[0]).name}"
 
 
 def _refuse_lost_slices(folder: Path, files: Sequence[Path], image_class: str) -> None:

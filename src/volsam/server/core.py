@@ -23,6 +23,7 @@ from time import monotonic
 from typing import Any
 
 from volsam.data.memory import give_back
+from volsam.data.studies import clean_name
 from volsam.errors import BadFile, BadInput
 from volsam.inference.session import Model
 from volsam.server.conversation import Conversation, origin_of
@@ -34,7 +35,7 @@ from volsam.server.problems import Problem
 from volsam.server.settings import Settings
 from volsam.server.shelf import Shelf
 from volsam.server.store import Store
-from volsam.server.volumes import Origin, clean_name, keep_array, load, warned
+from volsam.server.volumes import Origin, keep_array, load, warned
 from volsam.volume import Volume
 
 log = logging.getLogger(__name__)

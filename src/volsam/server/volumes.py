@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from volsam.data import memory
-from volsam.data.io import READABLE, read_header, read_volume, volume_name, with_finite_values
+from volsam.data.io import read_header, read_volume, with_finite_values
+from volsam.data.studies import LABELS, clean_name, scans, stem
 from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.server.problems import Problem
@@ -25,13 +25,11 @@ from volsam.volume import Volume
 
 log = logging.getLogger(__name__)
 
-LABELS = "labels"
 # What a session takes beside the volume: the regions that its predictor keeps.
 BESIDE = 256 << 20
 # Masks, and what is made of them on the way out, per voxel.
 MASKS = 2
 NUMBERS = {"int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64"}
-LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -80,25 +78,13 @@ def study_path(studies: Path | None, name: str) -> Path:
 def all_studies(studies: Path) -> Iterator[dict[str, Any]]:
     """Every volume in the folder, in order of its path; a folder of DICOM slices is one."""
     tagged = _tagged(studies)
-    for folder, folders, files in os.walk(studies):
-        here = Path(folder)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if here == studies and LABELS in folders:
-            folders.remove(LABELS)
-        slices = [name for name in files if name.lower().endswith((".dcm", ".ima"))]
-        if slices and here != studies:
-            relative = here.relative_to(studies).as_posix()
-            yield {"path": relative, "modified": when(here), "labels": tagged.get(relative, [])}
-        for name in sorted(set(files) - set(slices if here != studies else ())):
-            if name.startswith(".") or not name.lower().endswith(READABLE):
-                continue
-            file = here / name
-            relative = file.relative_to(studies).as_posix()
-            try:
-                size = file.stat().st_size
-            except OSError:  # a link to nowhere
-                continue
-            yield {"path": relative, "bytes": size, "modified": when(file), "labels": tagged.get(stem(relative), [])}
+    for path in scans(studies):
+        place = studies / path
+        try:
+            size = {} if place.is_dir() else {"bytes": place.stat().st_size}
+            yield {"path": path, **size, "modified": when(place), "labels": tagged.get(stem(path), [])}
+        except OSError:  # gone meanwhile
+            continue
 
 
 def _tagged(studies: Path) -> dict[str, list[str]]:
@@ -112,10 +98,18 @@ def _tagged(studies: Path) -> dict[str, list[str]]:
     return found
 
 
-def stem(relative: str) -> str:
-    """A path relative to the folder of studies, without the ending of the file."""
-    parent = PurePosixPath(relative).parent
-    return (parent / volume_name(PurePosixPath(relative).name)).as_posix()
+def label_place(studies: Path, study: str, tag: str, ending: str) -> Path:
+    """The file of a study's label, in a folder that is there; 403 where a link leads out of the folder of studies."""
+    root = studies.resolve()
+    target = root / LABELS / tag / f"{stem(study)}{ending}"
+    for folder in (root / LABELS, root / LABELS / tag, target.parent):
+        if folder.exists() and not folder.resolve().is_relative_to(root):
+            raise Problem(403, f"{folder.relative_to(root)} leads out of the folder of studies")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise Problem(507, f"labels cannot be saved beside the studies ({reason.strerror})") from None
+    return target
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -135,10 +129,7 @@ def load(origin: Origin, studies: Path | None, folder: Path) -> Volume:
             code="frames",
             facts={"frames": source.frames},
         )
-    # All channels of a frame are read; of formats in which frames cannot be told apart, all frames.
-    numbers = prod(source.grid.shape) * source.values
-    require_room(numbers * 4 + prod(source.grid.shape) * MASKS, path.name)
-    volume = read_volume(path, frame=origin.frame)
+    volume = read_within_memory(path, frame=origin.frame)
     if not 0 <= origin.channel < volume.channels:
         raise BadInput(f"channel {origin.channel} was asked for, but {path.name} holds {volume.channels}, from 0")
     data = volume.data[origin.channel : origin.channel + 1]
@@ -146,6 +137,14 @@ def load(origin: Origin, studies: Path | None, folder: Path) -> Volume:
         log.warning("%s has %d channels; channel %d is looked at", path.name, volume.channels, origin.channel)
         data = data.copy()  # lets go of the others
     return volume.with_data(data)
+
+
+def read_within_memory(path: Path, *, frame: int | None = None) -> Volume:
+    """Read a file, after a look at whether it fits: a small one may unpack to a thousand times its size."""
+    source = read_header(path)
+    # All channels of a frame are read; of formats in which frames cannot be told apart, all frames.
+    require_room(prod(source.grid.shape) * (4 * source.values + MASKS), path.name)
+    return read_volume(path, frame=frame)
 
 
 @contextmanager
@@ -177,13 +176,6 @@ def require_room(needed: int, name: str) -> None:
             f"{name} would take {memory.gigabytes(needed + BESIDE)} of memory, {memory.gigabytes(free)} are free: "
             "crop or resample it, or close other sessions",
         )
-
-
-def clean_name(name: str) -> str:
-    """The name of an uploaded file without any folder, fit for a file here."""
-    last = name.replace("\\", "/").rsplit("/", 1)[-1].strip().lstrip(".")
-    kept = "".join(letter if letter.isalnum() or letter in "._- " else "_" for letter in last)
-    return kept[-LONGEST_NAME:] or "volume"
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------

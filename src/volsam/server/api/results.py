@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 import volsam
 from volsam.data.dicom_seg import Segment, write_dicom_seg
 from volsam.data.files import replacing
-from volsam.data.io import volume_name, write_volume
+from volsam.data.io import write_volume
+from volsam.data.studies import record_of, versions
 from volsam.geometry import Grid
 from volsam.inference.session import Session
 from volsam.inference.uncertainty import Uncertainty
@@ -30,7 +31,7 @@ from volsam.server.measure import measured
 from volsam.server.ownership import window_of
 from volsam.server.problems import Problem
 from volsam.server.things import Thing
-from volsam.server.volumes import LABELS, study_path
+from volsam.server.volumes import label_place, study_path
 
 Ending = Literal["nii.gz", "nii", "nrrd", "mha"]
 Numbers = Annotated[str | None, Query(pattern=r"^[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*$", description="Such as 1,2.")]
@@ -182,31 +183,24 @@ def _written(
     studies = core.settings.studies
     if talk.origin.kind != "study" or studies is None:
         raise Problem(409, "the volume was uploaded, so its labels have no place here: download them instead")
-    study = PurePosixPath(talk.origin.path)
-    root = studies.resolve()
-    place = root / LABELS / asked.tag / study.parent
-    for folder in (root / LABELS, root / LABELS / asked.tag, place):
-        if folder.exists() and not folder.resolve().is_relative_to(root):
-            raise Problem(403, f"{folder.relative_to(root)} leads out of the folder of studies")
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as reason:
-        raise Problem(507, f"labels cannot be saved beside the studies ({reason.strerror})") from None
-    stem = volume_name(study.name)
     ending = "dcm" if asked.format == "dicom_seg" else asked.format
-    target, beside = place / f"{stem}.{ending}", place / f"{stem}.json"
-    there = target.exists()
+    target = label_place(studies, talk.origin.path, asked.tag, f".{ending}")
+    root, beside = studies.resolve(), record_of(target)
+    older = versions(target) if ending != "dcm" else []
+    there = [file for file in (target, *older) if file.exists()]
     if there and not asked.replace:
-        name = target.relative_to(root).as_posix()
+        name = there[0].relative_to(root).as_posix()
         raise Problem(409, f'{name} is there already: replace it with "replace", or give another "tag"', code="exists")
     write(target)
     with replacing(beside) as unfinished:
         unfinished.write_text(json.dumps(record), encoding="utf-8")
+    for file in older:  # one tag has one label
+        file.unlink(missing_ok=True)
     return {
         "path": target.relative_to(root).as_posix(),
         "record": beside.relative_to(root).as_posix(),
         "bytes": target.stat().st_size,
-        "replaced": there,
+        "replaced": bool(there),
     }
 
 

@@ -16,29 +16,26 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from glob import escape
-from itertools import product
 from pathlib import Path
 from time import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from volsam.data.dataset import IGNORE, read_labels, read_table
+from volsam.data.dataset import IGNORE, misplaced, read_labels, read_table, whole_numbers
 from volsam.data.files import replacing
-from volsam.data.io import WRITABLE, read_grid, read_volume
+from volsam.data.io import WRITABLE, read_grid, read_header
+from volsam.data.studies import FINAL, LABELS, clean_name, record_of, stem, versions
 from volsam.errors import BadFile, BadInput, VolsamError
 from volsam.geometry import Grid
 from volsam.server.problems import Problem
-from volsam.server.volumes import LABELS, all_studies, clean_name, stem, study_path
-from volsam.volume import Volume
+from volsam.server.volumes import all_studies, label_place, read_within_memory, study_path
 
 INDEX = "datastore_v2.json"
-FINAL, ORIGINAL = "final", "original"
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SERIES = re.compile(r"[0-9]+(\.[0-9]+)+")
 TAGS = {"SeriesInstanceUID": "0020|000e", "StudyInstanceUID": "0020|000d", "PatientID": "0010|0020"}
-# Two grids are one when no corner voxel lies farther apart than this part of a voxel; headers are float32.
-SAME_PLACE = 0.02
 LONGEST_ID = 200
 
 Info = dict[str, Any]
@@ -173,7 +170,7 @@ class Datastore:
         """Take an uploaded image in; another one of the same id is never replaced."""
         if not identity.strip() or len(identity) > LONGEST_ID or not identity.isprintable():
             raise BadInput(f"an image needs a name of 1 to {LONGEST_ID} letters")
-        read_volume(upload, frame=0)
+        read_within_memory(upload, frame=0)
         with self._lock:
             known = self.images().get(identity)
             if known is not None:
@@ -188,21 +185,26 @@ class Datastore:
             self._note(Image(identity, name, {**info, "ts": int(time()), "name": name}))
         return identity
 
-    def save_label(self, identity: str, tag: str, upload: Path, ending: str, info: Info) -> Path:
-        """Keep a label of an image; one of the same tag is replaced, whole or not at all."""
+    def save_label(
+        self, identity: str, tag: str, upload: Path, ending: str, info: Info, *, replace: bool = True
+    ) -> Path:
+        """Keep a label of an image; one of the same tag is replaced, whole or not at all, or stays if it shall."""
         image = self.image(identity)
         if ending not in WRITABLE:
             raise BadInput(f"a label is saved as {', '.join(WRITABLE)}, this is {ending or 'without ending'!r}")
-        label = read_volume(upload)
-        require_same(label, read_grid(self.path(image)), identity)
-        target = self._label_place(image, tag, ending)
+        read_drawn(upload, read_grid(self.path(image)), identity)
+        if not TAG.fullmatch(tag):
+            raise BadInput(f"a tag is letters, digits, dots, hyphens and underscores, got {tag[:64]!r}")
+        target = label_place(self.root, image.file, tag, ending)
         with self._lock:
-            older = image.labels.get(tag)
+            image = self.image(identity)
+            if not replace and tag in image.labels:
+                raise BadInput(f"it has a label with the tag {tag}, which is not replaced by a model's")
             with replacing(target) as unfinished:
                 shutil.copyfile(upload, unfinished)
-            if older is not None and self.root / older.file != target:
-                (self.root / older.file).unlink(missing_ok=True)
-            file = target.relative_to(self.root).as_posix()
+            for older in (*versions(target), record_of(target)):  # these were of the label before
+                older.unlink(missing_ok=True)
+            file = target.relative_to(self.root.resolve()).as_posix()
             kept = Label(file, {**info, "ts": int(time()), "name": target.name})
             self._note(Image(image.identity, image.file, image.info, {**image.labels, tag: kept}))
         return target
@@ -281,19 +283,6 @@ class Datastore:
                     found.setdefault(key, {})[folder.name] = file.relative_to(self.root).as_posix()
         return found
 
-    def _label_place(self, image: Image, tag: str, ending: str) -> Path:
-        if not TAG.fullmatch(tag):
-            raise BadInput(f"a tag is letters, digits, dots, hyphens and underscores, got {tag[:64]!r}")
-        root = self.root.resolve()
-        target = root / LABELS / tag / f"{stem(image.file)}{ending}"
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as reason:
-            raise Problem(507, f"labels cannot be saved beside the studies ({reason.strerror})") from None
-        if not target.parent.resolve().is_relative_to(root):
-            raise Problem(403, f"labels/{tag} leads out of the folder of studies")
-        return self.root / target.relative_to(root)
-
 
 def ending_of(file_name: str) -> str:
     """The ending of an uploaded file's name, such as ".nii.gz"."""
@@ -313,15 +302,14 @@ def named_values(info: Mapping[str, Any]) -> dict[str, int]:
     return {str(name): value for name, value in pairs if isinstance(value, int) and value > 0 and name}
 
 
-def require_same(label: Volume, grid: Grid, name: str) -> None:
-    """Refuse a label that does not lie on the grid of its image."""
-    if label.channels != 1 or label.grid.shape != grid.shape:
-        own, its = (" × ".join(map(str, shape)) for shape in (label.grid.shape, grid.shape))
-        raise BadInput(f"a label of {own} voxels does not fit the image {name} of {its}: save it on the image's grid")
-    corners = np.array(list(product(*((0, size - 1) for size in grid.shape))))
-    apart = float(np.linalg.norm(label.grid.to_world(corners) - grid.to_world(corners), axis=1).max())
-    if apart > SAME_PLACE * grid.spacing.min():
-        raise BadInput(f"the label lies up to {apart:.3g} mm away from the image {name}: save it on the image's grid")
+def read_drawn(path: Path, grid: Grid, name: str) -> NDArray[np.integer[Any]]:
+    """The values (i, j, k) of a label that was sent; one off the grid of its image is refused before it is read."""
+    header = read_header(path)
+    if header.values != 1 or header.frames != 1:
+        raise BadInput(f"a label has one value in each voxel, this one of {name} has {header.values * header.frames}")
+    if problem := misplaced(header.grid, grid):
+        raise BadInput(f"the label of {name}: {problem} of the image; save it on the image's grid")
+    return whole_numbers(read_within_memory(path), path)
 
 
 def _described(identity: str, file: str, entry: Info, labels: Mapping[str, str]) -> Image:
@@ -353,7 +341,7 @@ def _same_content(one: Path, other: Path) -> bool:
     if one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes():
         return True
     try:
-        first, second = read_volume(one), read_volume(other)
+        first, second = read_within_memory(one), read_within_memory(other)
     except VolsamError:
         return False
     return first.grid == second.grid and np.array_equal(first.data, second.data)

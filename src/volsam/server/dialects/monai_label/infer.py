@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from numpy.typing import NDArray
 
 from volsam.data.dicom_seg import Segment
-from volsam.data.io import WRITABLE, read_volume, write_volume
+from volsam.data.io import WRITABLE, write_volume
 from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.inference.session import Session
@@ -27,13 +27,13 @@ from volsam.server.conversation import Conversation
 from volsam.server.device import Clock
 from volsam.server.dialects.monai_label import asking
 from volsam.server.dialects.monai_label.app import ADAPTED, BACKGROUND, App, Offer
-from volsam.server.dialects.monai_label.datastore import ending_of, require_same
+from volsam.server.dialects.monai_label.datastore import ending_of, read_drawn
 from volsam.server.dialects.monai_label.desks import ask, settle
 from volsam.server.dialects.monai_label.uploads import keep
 from volsam.server.leases import Lease
 from volsam.server.ownership import window_of
 from volsam.server.problems import Problem
-from volsam.server.volumes import Origin, load, require_room
+from volsam.server.volumes import Origin, load, read_within_memory, require_room
 from volsam.volume import Volume
 
 Upload = Annotated[UploadFile | None, File()]
@@ -167,7 +167,7 @@ def _once(app: App, task: Task, volume: Volume) -> NDArray[np.integer[Any]]:
 
 def _read(path: Path) -> Volume:
     """The first channel of a file or of a folder of slices."""
-    volume = read_volume(path)
+    volume = read_within_memory(path)
     return volume.with_data(volume.data[:1])
 
 
@@ -235,10 +235,9 @@ def _scribbled(
     if task.drawn is None:
         raise BadInput('this model needs strokes: send them with the label so far as the file "label"')
     grid = session.volume.grid
-    drawn = read_volume(task.drawn)
-    require_same(drawn, grid, session.volume.name)
+    drawn = read_drawn(task.drawn, grid, session.volume.name)
     takes_masks = "mask" in session.model.takes
-    prompts, so_far = asking.strokes(task.asked, np.rint(drawn.data[0]).astype(np.int64), takes_masks, grid)
+    prompts, so_far = asking.strokes(task.asked, drawn.astype(np.int64), takes_masks, grid)
     name = str(task.asked.get("selected_label_name") or "object")
     mask = answer(name, prompts, True)
     bounds = asking.region(task.asked, grid)

@@ -18,11 +18,12 @@ from starlette.background import BackgroundTask
 
 from volsam.data.files import PIECE
 from volsam.data.io import read_grid, read_volume, write_volume
+from volsam.data.studies import FINAL
 from volsam.errors import BadInput
 from volsam.server.api.files import sent_file, sent_volume
 from volsam.server.dialects.monai_label.app import App
 from volsam.server.dialects.monai_label.asking import read_params
-from volsam.server.dialects.monai_label.datastore import FINAL, Datastore, Image, ending_of
+from volsam.server.dialects.monai_label.datastore import Datastore, Image, ending_of
 from volsam.server.dialects.monai_label.uploads import keep
 from volsam.server.problems import Problem
 from volsam.server.volumes import stem

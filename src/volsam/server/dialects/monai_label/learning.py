@@ -23,13 +23,14 @@ from fastapi import APIRouter, Body
 from numpy.typing import NDArray
 
 from volsam.data.io import read_volume
+from volsam.data.studies import FINAL
 from volsam.errors import BadInput, VolsamError
 from volsam.geometry import Grid
 from volsam.inference.session import Session
 from volsam.prompts import Click
 from volsam.server.core import Core
 from volsam.server.dialects.monai_label.app import App
-from volsam.server.dialects.monai_label.datastore import FINAL, Datastore, Image
+from volsam.server.dialects.monai_label.datastore import Datastore, Image
 from volsam.server.dialects.monai_label.labels import checksum
 from volsam.server.problems import Problem
 from volsam.server.store import RECORD

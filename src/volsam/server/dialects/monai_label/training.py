@@ -8,27 +8,21 @@ STUDIES/.volsam/training/DATE/dataset    the labelled images in the layout of nn
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from volsam.data.io import read_volume, write_volume
-from volsam.data.preparation import UNKNOWN
+from volsam.data.studies import Drawn, names_of, write_dataset
 from volsam.errors import BadFile, BadInput, MissingExtra
 from volsam.inference.automatic import AutomaticModel
 from volsam.server.core import Core
-from volsam.server.dialects.monai_label.datastore import Datastore, Image, Label, named_values, require_same
+from volsam.server.dialects.monai_label.datastore import Datastore, Label, named_values
 from volsam.server.dialects.monai_label.tasks import Stopped, Task
 from volsam.server.problems import Problem
-from volsam.server.volumes import clean_name
 from volsam.training.run import LOG, Record, RunFolder
 
 RECIPE = "adapt"
@@ -97,7 +91,8 @@ class Trainer:
             place.mkdir(parents=True)
             self._now = place / "run"
             try:
-                count = make_dataset(self._store, place / "dataset", task)
+                name = self._store.root.resolve().name
+                count, _ = write_dataset(labelled(self._store, task), place / "dataset", name, task.say)
                 task.say(f"training on {count} labelled images")
                 task.command(_command(place, settings, self._core.settings.device), place / "log.txt")
                 task.result = self.progress()
@@ -131,69 +126,16 @@ class Trainer:
         return {**found, "epoch": total, "total_time": f"{record.minutes:.1f} minutes"} if record.done else found
 
 
-def make_dataset(store: Datastore, folder: Path, task: Task) -> int:
-    """The labelled images of a datastore as a dataset; returns how many there are. Labels go by their names."""
-    (folder / "imagesTr").mkdir(parents=True)
-    (folder / "labelsTr").mkdir()
-    values: dict[str, int] = {}
-    count = 0
+def labelled(store: Datastore, task: Task) -> Iterator[Drawn]:
+    """The labelled images of a datastore, with what the values of their labels are called."""
     for image, label in store.cases():
-        name = f"{count:04d}_{clean_name(image.identity.replace('/', '_'))}"
         task.say(f"preparing {image.identity}")
-        volume = read_volume(store.path(image))
-        drawn = read_volume(store.root / label.file)
-        require_same(drawn, volume.grid, image.identity)
-        found = _renumbered(np.rint(drawn.data[0]).astype(np.int64), _names(store, image, label), values)
-        if not found.any():
-            task.say(f"{image.identity} is left out: nothing in it is labelled")
-            continue
-        write_volume(volume.with_data(volume.data[:1]), folder / "imagesTr" / f"{name}_0000.nii.gz")
-        write_volume(volume.with_data(found[None]), folder / "labelsTr" / f"{name}.nii.gz")
-        count += 1
-    if count == 0:
-        raise BadInput("nothing is labelled in any image: there is nothing to learn")
-    table = {
-        "name": store.root.resolve().name,
-        "channel_names": {"0": "image"},
-        "labels": {"background": 0, **values},
-        "numTraining": count,
-        "file_ending": ".nii.gz",
-    }
-    (folder / "dataset.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
-    return count
+        yield Drawn(image.identity, store.path(image), store.root / label.file, _names(store, label))
 
 
-def _names(store: Datastore, image: Image, label: Label) -> dict[str, int]:
-    """What the values in a label are called: as saved with it, else by dataset.json."""
-    saved = named_values(label.info)
-    beside = (store.root / label.file).with_name(f"{Path(label.file).name.partition('.')[0]}.json")
-    if not saved and beside.is_file():
-        try:
-            listed = json.loads(beside.read_text(encoding="utf-8"))["labels"]
-            saved = {str(item["name"]): int(item["number"]) for item in listed}
-        except (OSError, ValueError, LookupError, TypeError):
-            saved = {}
-    return saved or store.declared()
-
-
-def _renumbered(drawn: NDArray[np.int64], names: Mapping[str, int], values: dict[str, int]) -> NDArray[np.uint8]:
-    """A label whose values are those of `values`, to which new names are added.
-
-    Slicer numbers the segments that it saves from 1, and tells their places among all segments; where the two differ,
-    the order of the names counts.
-    """
-    there = [value for value in np.unique(drawn).tolist() if value > 0]
-    by_value = {value: name for name, value in names.items()}
-    if not set(there) <= set(by_value) and there and max(there) <= len(names):
-        by_value = dict(enumerate(sorted(names, key=lambda name: names[name]), 1))
-    found = np.zeros(drawn.shape, np.uint8)
-    for value in there:
-        name = by_value.get(value, f"label {value}")
-        number = values.setdefault(name, len(values) + 1)
-        if number >= UNKNOWN:
-            raise BadInput(f"the labels have more than {UNKNOWN - 1} names")
-        found[drawn == value] = number
-    return found
+def _names(store: Datastore, label: Label) -> dict[str, int]:
+    """As saved with a label, by the file beside it or by a client of MONAI Label, else as in dataset.json."""
+    return names_of(store.root / label.file) or named_values(label.info) or store.declared()
 
 
 def _settings(asked: Mapping[str, Any]) -> dict[str, int | float]:

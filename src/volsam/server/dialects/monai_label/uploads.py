@@ -20,13 +20,13 @@ from fastapi.responses import Response
 
 from volsam.data.io import read_header
 from volsam.data.memory import gigabytes
+from volsam.data.studies import clean_name
 from volsam.errors import BadInput
 from volsam.server.api.files import sent_file
 from volsam.server.core import Core
 from volsam.server.problems import Problem
 from volsam.server.store import DAY
 from volsam.server.uploads import PIECE, upload_limit
-from volsam.server.volumes import clean_name
 
 EXPIRY = 3600  # seconds, and no more than that
 MOST_FILES = 10_000

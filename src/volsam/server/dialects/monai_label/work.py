@@ -10,9 +10,10 @@ import numpy as np
 from fastapi import APIRouter, Body
 
 from volsam.data.io import write_volume
+from volsam.data.studies import FINAL, ORIGINAL
 from volsam.errors import BadInput, VolsamError
 from volsam.server.dialects.monai_label.app import App
-from volsam.server.dialects.monai_label.datastore import FINAL, ORIGINAL, Image
+from volsam.server.dialects.monai_label.datastore import Image
 from volsam.server.dialects.monai_label.tasks import Kind, Task
 from volsam.server.dialects.monai_label.training import RECIPE, Trainer
 from volsam.server.problems import Problem
@@ -120,7 +121,7 @@ def label_image(app: App, image: Image, tag: str, save: bool) -> None:
         path = Path(folder) / "label.nii.gz"
         write_volume(labels, path)
         info = {"params": {"label_names": names, "model": model.name}, "client_id": "volsam"}
-        app.datastore.save_label(image.identity, tag, path, ".nii.gz", info)
+        app.datastore.save_label(image.identity, tag, path, ".nii.gz", info, replace=tag != FINAL)
 
 
 def _wanted(image: Image, which: Which) -> bool:
