@@ -38,6 +38,8 @@ class Server:
         self.address = address
         self._key = key
         self._lease: str | None = None
+        self.opened: str | None = None
+        """The session that is open; opening another one closes it, and its next action resumes it."""
         self._claiming = threading.Lock()
         self._end = threading.Event()
         self._beating: threading.Thread | None = None
@@ -103,11 +105,13 @@ class Server:
     def _opened(self, path: str, **options: Any) -> Session:
         self.claim()
         try:
-            return Session(self, self.json("POST", path, **options))
+            state = self.json("POST", path, **options)
         except LeaseEnded:
             self._lease = None
             self.claim()
-            return Session(self, self.json("POST", path, **options))
+            state = self.json("POST", path, **options)
+        self.opened = str(state["id"])
+        return Session(self, state)
 
     # --- the place -----------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from volsam_client import wire
-from volsam_client.errors import LeaseEnded
+from volsam_client.errors import LeaseEnded, Unreachable
 from volsam_client.prompts import Prompt
 from volsam_client.wire import Box
 
@@ -38,7 +38,8 @@ class Session:
 
     `add`, `undo`, `redo`, `remove` and `reset` act on the current object and return the box of voxels, lowest corner to
     highest (excluded), in which its mask changed, or None. If the place on the server has ended meanwhile, a new one is
-    claimed, and the session goes on where it was.
+    claimed, and the session goes on where it was. A `Server` has one session open: of several, each is resumed when it
+    is used again, which answers its prompts anew; for two at once take two of them.
     """
 
     def __init__(self, server: Server, state: Mapping[str, Any]) -> None:
@@ -49,6 +50,9 @@ class Session:
         self.added: list[int] = []
         """Numbers of the prompts that the last action added."""
         self._masks: dict[int, NDArray[np.uint8]] = {}
+        # An answer was lost: what it would have told is asked for before the next action.
+        self._unsure = False
+        self._closed = False
         self._take(state)
         if any(item["voxels"] for item in state["objects"]):
             self._fetch()
@@ -232,6 +236,7 @@ class Session:
     def close(self) -> None:
         """Close the volume; the session stays saved on the server under its `id`."""
         self._ask("DELETE", "/session")
+        self.server.opened, self._closed = None, True
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -251,14 +256,26 @@ class Session:
         return self._request(method, path, **options).json()
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
-        """A request; if the place has ended the session is resumed first, and nothing was done of it before."""
+        """A request; if the place has ended, or another session was opened in it, this one is resumed first."""
+        if self.server.opened != self.id and not self._closed:
+            self._resume()
         try:
+            if self._unsure:
+                self._unsure = False
+                self._fetch()
             return self.server.request(method, path, **options)
-        except LeaseEnded:
+        except LeaseEnded:  # nothing was done
             self.server.lost()
             self.server.claim()
-            self._take(self.server.json("POST", "/session", json={"resume": self.id, "take": True}))
+            self._resume()
             return self.server.request(method, path, **options)
+        except Unreachable:
+            self._unsure = True
+            raise
+
+    def _resume(self) -> None:
+        self._take(self.server.json("POST", "/session", json={"resume": self.id, "take": True}))
+        self.server.opened = self.id
 
     def _download(self, path: str, target: Path) -> None:
         content = self._request("GET", path).content
@@ -277,6 +294,7 @@ class Session:
 
     def _fetch(self) -> None:
         state = self._ask("GET", "/session", params={"masks": "true"})
+        self._masks.clear()
         for item in state["objects"]:
             part = item.pop("mask")
             if part is not None:

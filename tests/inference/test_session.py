@@ -72,6 +72,27 @@ def test_clicks_add_and_take_away(a_session, a_bowl):
     assert a_bowl.parts(a_session.mask) == {"flesh"}
 
 
+@pytest.mark.parametrize("act", ["add", "undo", "redo", "remove", "reset"])
+def test_an_action_that_fails_leaves_the_session_as_it_was(a_session, a_bowl, monkeypatch, act):
+    for part in ("flesh", "stone", "rind"):
+        a_session.add(a_bowl.click(part))
+    a_session.undo()
+    before = (a_session.record(), a_session.prompts, a_session.mask.data.copy())
+
+    def full(prompts, answer):
+        raise MemoryError
+
+    words = {"add": [a_bowl.click("rind")], "remove": [1]}.get(act, [])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(a_session.predictor), "__call__", lambda self, prompts, answer: full(prompts, answer))
+        patch.setattr(type(a_session._now), "show", lambda self, mask: full(None, None))
+        with pytest.raises(MemoryError):
+            getattr(a_session, act)(*words)
+    assert (a_session.record(), a_session.prompts) == before[:2]
+    assert np.array_equal(a_session.mask.data, before[2])
+    assert getattr(a_session, act)(*words) is not None
+
+
 def test_there_is_no_mask_before_the_first_prompt(a_session):
     assert not a_session.mask.data.any()
     assert not a_session.probability.data.any()

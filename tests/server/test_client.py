@@ -115,6 +115,37 @@ def test_a_session_goes_on_when_its_lease_has_ended(server, session, http):
     assert np.array_equal(session.mask, mask)
 
 
+def test_of_two_sessions_each_keeps_its_own_prompts(server, session):
+    other = server.open("more/mr.nii")
+    session.add(Sent(session.to_world(A)))
+    assert session.mask.any()
+    assert not other.mask.any()
+    other.add(Sent(session.to_world(C)))
+    assert [len(one.prompts) for one in (session, other)] == [1, 1]
+    session.close()
+    assert len(other.prompts) == 1
+
+
+def test_an_answer_that_was_lost_is_asked_for_before_the_next_action(server, session, monkeypatch):
+    request = server.request
+
+    def lost(method, path, **options):
+        request(method, path, **options)
+        raise Unreachable("nobody answers")
+
+    monkeypatch.setattr(server, "request", lost)
+    with pytest.raises(Unreachable):
+        session.add(Sent(session.to_world(A)))
+    assert not session.mask.any()
+    monkeypatch.setattr(server, "request", request)
+    session.add(Sent(session.to_world(C)))
+    assert len(session.prompts) == 2
+    assert session.mask[A]
+    assert session.mask[C]
+    session.undo()
+    assert session.mask[A]
+
+
 def test_a_session_is_resumed_with_its_masks(session, http):
     session.add(Sent(session.to_world(A)))
     with Server(http=http) as other, pytest.raises(Refused, match="another lease"):

@@ -125,6 +125,15 @@ def test_prompts_wait_until_a_prediction_is_wanted(desk, alone):
     assert desk.predict("/predict")["ran_prediction"] is False
 
 
+def test_a_bad_prompt_does_not_wait_with_the_good_ones(desk, an_image):
+    later = {"include_interaction": True, "run_prediction": False}
+    desk.post("/add_point_interaction", {"coordinates": [1, 2, 900], **later}, status=400)
+    desk.predict("/add_point_interaction", {"coordinates": A, "include_interaction": True})
+    assert desk.buffer.any()
+    said = desk.post("/set_image", an_image[None], {"image_properties": [1]}, status=400).json()["detail"]
+    assert "image_properties" in said
+
+
 def test_a_starting_mask_is_painted_by_the_client_and_corrected_by_the_next_answer(desk, alone):
     start = np.zeros(SHAPE, np.uint8)
     start[12:22, 14:26, 12:22] = 1

@@ -70,6 +70,13 @@ def test_a_name_that_leads_here_from_elsewhere_is_not_served(http):
         assert http.get("/api/v1/models", headers={"Host": host}).status_code == 403
 
 
+def test_what_is_no_address_is_refused_in_one_line(http):
+    for headers in ({"Host": "["}, {"Origin": "http://["}):
+        answer = http.get("/api/v1/models", headers=headers)
+        assert answer.status_code == 400
+        assert "is not the address of a server" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:8000"])
 def test_scripts_of_other_web_sites_are_not_served(http, serve, origin):
     assert http.post("/api/v1/lease", headers={"Origin": origin}).status_code == 403

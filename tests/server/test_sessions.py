@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import threading
 import time
 
@@ -12,6 +14,7 @@ import pytest
 from volsam.data.io import write_volume
 from volsam.server.leases import Leases
 from volsam.server.problems import Problem
+from volsam.server.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -235,6 +238,48 @@ def test_a_session_keeps_its_model_or_is_asked(serve, client, a_model, monkeypat
     assert (refused["code"], refused["model"], refused["default"]) == ("model", "runs/large", "balls")
     assert ben.resume(identity, model="balls")["model"] == "balls"
     assert 0 < ben.mask().sum() < ana.masks[1].sum()
+
+
+def test_what_cannot_be_gone_on_with_does_not_end_what_is_open(http, ana, studies, client):
+    other = client(http)
+    gone = other.open("more/mr.nii")["id"]
+    other.ask("DELETE", "/lease")
+    (studies / "more" / "mr.nii").unlink()
+    ana.click(A)
+    for identity in (gone, "0" * 32):
+        ana.ask("POST", "/session", 404, json={"resume": identity})
+    ana.click(B)
+    assert ana.ask("GET", "/session")["objects"][0]["prompts"] == 2
+
+
+def test_an_upload_that_falls_silent_gives_its_place_back(serve, client, monkeypatch):
+    monkeypatch.setattr("volsam.server.uploads.SILENCE", 0.05)
+
+    async def body(limit=100):
+        from volsam.server.uploads import pieces
+
+        return [piece async for piece in pieces(Silent(), limit)]
+
+    with pytest.raises(Problem, match="nothing came of the upload") as refused:
+        asyncio.run(body())
+    assert refused.value.status == 408
+
+
+class Silent:
+    """A client that sends one piece, and then nothing more."""
+
+    async def stream(self):
+        yield b"one"
+        await asyncio.sleep(60)
+
+
+def test_what_a_killed_server_left_of_an_upload_is_removed(tmp_path):
+    store = Store(tmp_path / "sessions")
+    for name in ("upload-old", "upload-new"):
+        (store.folder / name).mkdir()
+    os.utime(store.folder / "upload-old", (1e9, 1e9))
+    store.prune(0)
+    assert [place.name for place in store.folder.iterdir()] == ["upload-new"]
 
 
 def test_a_session_is_open_under_one_lease_at_a_time(http, ana, client):

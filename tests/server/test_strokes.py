@@ -5,7 +5,7 @@ import pytest
 
 from volsam.errors import BadInput
 from volsam.geometry import Grid
-from volsam.server.strokes import MOST_POINTS, inside, lasso, painted
+from volsam.server.strokes import MOST_POINTS, boxed, inside, lasso, painted
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -59,3 +59,27 @@ def test_a_painted_stroke_keeps_its_place_and_its_spread():
     assert (np.ptp(places, axis=0)[:2] > (12, 20)).all()
     with pytest.raises(BadInput, match="empty"):
         painted(np.zeros((2, 2, 2), bool), (0, 0, 0), True, grid)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 4, 4), (5, 4, 4), (20, 30, 2), (33, 1, 9)])
+def test_a_box_that_holds_nothing_is_like_painting_it_out(shape):
+    grid = Grid.at((50, 60, 70))
+    low = (5, 6, 7)
+    high = tuple(a + b for a, b in zip(low, shape, strict=True))
+    assert boxed((low, high), False, grid) == painted(np.ones(shape, bool), low, False, grid)
+
+
+def test_a_negative_box_of_a_whole_scan_takes_no_memory_of_its_size():
+    grid = Grid.at((20_000, 20_000, 20_000))
+    stroke = boxed(((0, 0, 0), grid.shape), False, grid)
+    assert 20 < len(stroke.points) <= MOST_POINTS
+
+
+def test_very_many_painted_voxels_are_looked_at_in_part(monkeypatch):
+    monkeypatch.setattr("volsam.server.strokes.MOST_VOXELS", 1000)
+    grid = Grid.at((50, 60, 70))
+    places = grid.to_voxels(painted(np.ones((40, 40, 40), bool), (5, 6, 7), True, grid).points)
+    assert 20 < len(places) <= MOST_POINTS
+    assert (np.ptp(places, axis=0) > 20).all()
+    assert (places >= (5, 6, 7)).all()
+    assert (places < (45, 46, 47)).all()

@@ -32,6 +32,10 @@ class PromptLog:
     _turn: dict[int, int] = field(default_factory=dict)
     _beside: dict[int, tuple[Point, ...]] = field(default_factory=dict)
 
+    def copy(self) -> PromptLog:
+        """The same log, which goes on by itself."""
+        return PromptLog(list(self.entries), self._steps, self._at, self._next, dict(self._turn), dict(self._beside))
+
     @property
     def active(self) -> Active:
         """The standing prompts with their numbers, oldest first."""

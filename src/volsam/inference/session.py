@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,11 @@ class Session:
 
     # --- prompts -------------------------------------------------------------------------------------------------
 
+    def require(self, prompt: Prompt) -> None:
+        """Refuse a prompt outside of the volume, or one that the model does not take."""
+        require_inside(prompt, self.volume.grid, self.volume.name)
+        require_taken(prompt, self.volume.grid, self.model.name, self.model.takes)
+
     def add(self, prompt: Prompt) -> Changed | None:
         """Append a prompt to the current object and update its mask."""
         return self.add_all(PromptSet([prompt]))
@@ -116,31 +121,32 @@ class Session:
     def add_all(self, prompts: PromptSet) -> Changed | None:
         """Append several prompts and answer them together, once."""
         for prompt in prompts:
-            self._require(prompt)
+            self.require(prompt)
         beside = self._beside(prompts)
-        first = None
-        for prompt in prompts:
-            number = self._now.log.add(prompt, together_with=first, beside=beside)
-            first = number if first is None else first
-        return self._update()
+
+        def add(log: PromptLog) -> None:
+            first = None
+            for prompt in prompts:
+                number = log.add(prompt, together_with=first, beside=beside)
+                first = number if first is None else first
+
+        return self._answered(add)
 
     def undo(self) -> Changed | None:
-        """Take the last step back. Unlimited."""
-        return self._update() if self._now.log.undo() else None
+        """Take the last step back; does nothing where there is none. Unlimited."""
+        return self._answered(PromptLog.undo) if self.can_undo else None
 
     def redo(self) -> Changed | None:
-        """Take a step that was taken back."""
-        return self._update() if self._now.log.redo() else None
+        """Take the step forward again that was taken back last; does nothing where there is none."""
+        return self._answered(PromptLog.redo) if self.can_redo else None
 
     def remove(self, number: int) -> Changed | None:
         """Take away any one prompt by its number, see `prompts`."""
-        self._now.log.remove(number)
-        return self._update()
+        return self._answered(lambda log: log.remove(number))
 
     def reset(self) -> Changed | None:
         """Take away all prompts of the current object; can be undone."""
-        self._now.log.reset()
-        return self._update()
+        return self._answered(PromptLog.reset)
 
     @property
     def prompts(self) -> Active:
@@ -270,7 +276,7 @@ class Session:
             raise BadFile(f"{name} is damaged: what is in it does not make a session; open an older copy") from None
         for log in logs.values():  # before any is answered, which takes time
             for _, prompt in log.active:
-                session._require(prompt)
+                session.require(prompt)
         for called, log in logs.items():
             session.select(called)
             session._now.log = log
@@ -283,10 +289,6 @@ class Session:
     def _require_object(self, name: str) -> None:
         if name not in self._objects:
             raise BadInput(f"no object is called {name!r}; there are: {', '.join(self._objects)}")
-
-    def _require(self, prompt: Prompt) -> None:
-        require_inside(prompt, self.volume.grid, self.volume.name)
-        require_taken(prompt, self.volume.grid, self.model.name, self.model.takes)
 
     @cached_property
     def _voxels(self) -> str:
@@ -326,6 +328,17 @@ class Session:
     @property
     def _answer(self) -> Answer | None:
         return self._now.answers.get(_key(self._now.log.active))
+
+    def _answered(self, act: Callable[[PromptLog], object]) -> Changed | None:
+        """Act on the log of the current object and answer it; where no answer comes, leave it as it was."""
+        item, before = self._now, self._now.log
+        item.log = before.copy()
+        try:
+            act(item.log)
+            return self._update()
+        except BaseException:
+            item.log = before
+            raise
 
     def _update(self) -> Changed | None:
         """Answer the standing prompts, turn by turn, and paint the answer; turns answered before are looked up.

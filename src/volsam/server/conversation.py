@@ -305,10 +305,11 @@ class Conversation:
     def delete(self, number: int, clock: Clock | None = None) -> Outcome:
         """Forget an object; what it had may be another's now. Something is always there to work on."""
         with self.held(clock) as session:
-            thing = self._free(number)
-            session.select(thing.name)
+            thing, before = self._free(number), session.current
             outcome = self._act(thing, session.reset, clock, save=False)
             session.delete(thing.name)
+            if before in session.objects:
+                session.select(before)
             self._things.delete(number)
             if not len(self._things):
                 session.rename(session.current, "object")

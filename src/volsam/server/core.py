@@ -218,8 +218,11 @@ class Core:
                 self.close(other)
             record = self.store.read(identity)
             chosen = self._chosen(record) if model is None else model
-            self.close(lease)
+            held = lease.conversation
+            if held is not None and held.identity == identity:
+                self.close(lease)
             talk = self._replayed(identity, record, chosen)
+            self.close(lease)  # not before: what cannot be gone on with must not end what is open
             with lease.lock:
                 lease.conversation = talk
         return talk

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
@@ -67,13 +67,13 @@ class Gate:
     def _require_place(self, headers: Headers) -> None:
         """Scripts of other web sites run in the user's own browser: they may not use the user's own server."""
         host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname if host else None
+        name = _parts(f"//{host}").hostname if host else None
         if self.settings.key is None and name is not None and name not in (*LOOPBACK, self.settings.host):
             raise Problem(403, f"this server has no key and is for this machine only; it was asked for as {host[:100]}")
         origin = headers.get("origin")
         if origin is None or origin in self.settings.origins or "*" in self.settings.origins:
             return
-        if urlsplit(origin).netloc != host:
+        if _parts(origin).netloc != host:
             raise Problem(403, f"scripts of {origin[:100]} may not use this server: allow it with --allow-origin")
 
     def _require_key(self, scope: Scope, headers: Headers) -> None:
@@ -110,3 +110,10 @@ class Gate:
             return message
 
         return counting
+
+
+def _parts(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError:
+        raise Problem(400, f"{address[:100]!r} is not the address of a server") from None

@@ -16,6 +16,7 @@ CODES = {
     403: "forbidden",
     404: "not_found",
     405: "method",
+    408: "timeout",
     409: "conflict",
     410: "lease",
     413: "too_large",

@@ -24,6 +24,8 @@ from volsam.server.problems import Problem
 RECORD = "session.json"
 ID = re.compile(r"[0-9a-f]{32}")
 DAY = 24 * 3600.0
+# What an upload is called while it comes.
+UNFINISHED = "upload-"
 
 
 class Store:
@@ -90,6 +92,10 @@ class Store:
         """Remove uploads, with their sessions, that were not touched for some days, and what a killed upload left."""
         removed = 0
         for place in list(self.folder.iterdir()):
+            if place.name.startswith(UNFINISHED):
+                if time() - place.stat().st_mtime > DAY:
+                    shutil.rmtree(place, ignore_errors=True)
+                continue
             if not ID.fullmatch(place.name):
                 continue
             record = place / RECORD

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +19,8 @@ MOST_POINTS = 64
 FLAT = 1.0
 # A contour may cover no more than this; one of a client that errs could be of any size.
 LARGEST = 1 << 26
+# Painted voxels that are looked at one by one, 24 bytes each.
+MOST_VOXELS = 1 << 22
 
 
 def lasso(points: Sequence[Sequence[float]], positive: bool, grid: Grid) -> Scribble:
@@ -43,7 +46,9 @@ def lasso(points: Sequence[Sequence[float]], positive: bool, grid: Grid) -> Scri
 
 def painted(mask: NDArray[np.bool_], low: ArrayLike, positive: bool, grid: Grid) -> Scribble:
     """The voxels that are set in a box of `grid` whose first corner is `low`."""
-    places = np.argwhere(mask).astype(np.float64)
+    # Of an area of very many voxels every second or third along each axis tells where it is.
+    step = max(1, int((np.count_nonzero(mask) / MOST_VOXELS) ** (1 / 3)))
+    places = np.argwhere(mask[::step, ::step, ::step]).astype(np.float64) * step
     if len(places) == 0:
         raise BadInput("the stroke is empty: no voxel of it is set")
     return Scribble(_world(_spread(places) + np.asarray(low), grid), positive)
@@ -53,8 +58,11 @@ def boxed(box: Changed, positive: bool, grid: Grid) -> Prompt:
     """A half-open box of voxels around the object; one that holds nothing of it is like painting it out."""
     low, high = box
     if not positive:
-        shape = tuple(b - a for a, b in zip(low, high, strict=True))
-        return painted(np.ones(shape, bool), low, False, grid)
+        step = 1
+        while prod(_counts(box, step)) > MOST_POINTS:
+            step += 1
+        places = np.indices(_counts(box, step)).reshape(3, -1).T.astype(np.float64) * step + low
+        return Scribble(_world(places, grid), False)
     first, last = grid.to_world([low, [index - 1 for index in high]]).tolist()
     return Box((first[0], first[1], first[2]), (last[0], last[1], last[2]))
 
@@ -74,15 +82,27 @@ def inside(contour: NDArray[np.float64], shape: ArrayLike) -> NDArray[np.bool_]:
     return crossed
 
 
+def _counts(box: Changed, step: int) -> tuple[int, int, int]:
+    """How many voxels of a box there are along each axis, every `step`-th alone."""
+    (a, b, c), (d, e, f) = box
+    return -(-(d - a) // step), -(-(e - b) // step), -(-(f - c) // step)
+
+
 def _spread(places: NDArray[np.float64]) -> NDArray[np.float64]:
     """At most MOST_POINTS of the places (n, 3), one for each block of a lattice coarse enough."""
-    step = 1
-    chosen = places
-    while len(chosen) > MOST_POINTS:
+    if len(places) <= MOST_POINTS:
+        return places
+    # A block holds no more places than it has voxels, so smaller ones are too many for sure.
+    axes = int(np.count_nonzero(np.ptp(places, axis=0))) or 1
+    step = max(2, int((len(places) / MOST_POINTS) ** (1 / axes)))
+    while True:
+        blocks = (places // step).astype(np.int64)
+        blocks -= blocks.min(axis=0)
+        keys = np.ravel_multi_index(tuple(blocks.T), tuple(blocks.max(axis=0) + 1))
+        _, first = np.unique(keys, return_index=True)
+        if len(first) <= MOST_POINTS:
+            return places[np.sort(first)]
         step += 1
-        _, first = np.unique(places // step, axis=0, return_index=True)
-        chosen = places[np.sort(first)]
-    return chosen
 
 
 def _world(places: NDArray[np.float64], grid: Grid) -> tuple[Point, ...]:

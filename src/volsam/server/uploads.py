@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
 from fastapi.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from volsam.data.memory import available_memory, gigabytes
 from volsam.errors import BadInput
@@ -17,6 +19,8 @@ from volsam.server.settings import Settings
 PIECE = 1 << 20
 # Of the memory that is free, an upload may be so much as it comes.
 SHARE = 0.5
+# Seconds between two pieces of a body.
+SILENCE = 30.0
 
 
 class Streamed(Protocol):
@@ -42,7 +46,7 @@ async def pieces(request: Streamed, limit: int) -> AsyncIterator[bytes]:
     """The body in pieces of about a megabyte; 413 as soon as it is longer than the limit."""
     waiting = bytearray()
     count = 0
-    async for part in request.stream():
+    async for part in _coming(request):
         count += len(part)
         if count > limit:
             raise too_large(limit)
@@ -52,6 +56,20 @@ async def pieces(request: Streamed, limit: int) -> AsyncIterator[bytes]:
             waiting.clear()
     if waiting:
         yield bytes(waiting)
+
+
+async def _coming(request: Streamed) -> AsyncIterator[bytes]:
+    """What comes of a body; a client that falls silent must not keep its place for ever."""
+    parts = request.stream()
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(parts), SILENCE)
+        except StopAsyncIteration:
+            return
+        except (TimeoutError, asyncio.TimeoutError):
+            raise Problem(408, f"nothing came of the upload for {SILENCE:g} s: send it again") from None
+        except ClientDisconnect:
+            raise Problem(400, "the upload was broken off") from None
 
 
 async def into_file(request: Streamed, path: Path, limit: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from volsam.data import memory
-from volsam.data.io import read_header, read_volume, with_finite_values
+from volsam.data.io import READABLE, read_header, read_volume, with_finite_values
 from volsam.data.studies import LABELS, clean_name, scans, stem
 from volsam.errors import BadInput
 from volsam.geometry import Grid
@@ -46,6 +46,12 @@ class Origin:
     channel: int = 0
     affine: list[list[float]] | None = None
     root: str | None = None
+
+    @property
+    def is_series(self) -> bool:
+        """Whether it is a DICOM series of the folder of studies, of which alone a DICOM-SEG can speak."""
+        name = self.path.lower()
+        return self.kind == "study" and (name.endswith((".dcm", ".ima")) or not name.endswith(READABLE))
 
     def record(self) -> dict[str, Any]:
         """As plain data."""

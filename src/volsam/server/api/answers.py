@@ -107,6 +107,7 @@ def state(talk: Conversation, session: Session, *, masks: bool = False) -> dict[
         "id": talk.identity,
         "name": session.volume.name,
         "study": talk.origin.path if talk.origin.kind == "study" else None,
+        "dicom": talk.origin.is_series,
         "annotator": talk.annotator,
         "model": talk.chosen,
         "shape": list(grid.shape),

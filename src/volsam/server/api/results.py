@@ -157,12 +157,11 @@ def segmented(talk: Conversation, session: Session, things: list[Thing]) -> list
 def series_of(core: Core, talk: Conversation) -> Path:
     """The DICOM series behind a session; 409 if there is none."""
     origin = talk.origin
-    path = study_path(core.settings.studies, origin.path) if origin.kind == "study" else None
-    if path is None or not (path.is_dir() or path.suffix.lower() in (".dcm", ".ima")):
+    if not origin.is_series:
         raise Problem(
             409, "DICOM-SEG refers to the slices of a DICOM series, and this volume is none: take another format"
         )
-    return path
+    return study_path(core.settings.studies, origin.path)
 
 
 def _writer(

@@ -22,6 +22,7 @@ from volsam.server.api.files import disposition, sent_file, sent_volume
 from volsam.server.conversation import Conversation
 from volsam.server.core import Core
 from volsam.server.device import Clock
+from volsam.server.store import UNFINISHED
 from volsam.server.uploads import ArrayBytes, into_file, upload_limit
 from volsam.server.volumes import array_plan, study_path, volume_of, warned
 
@@ -73,7 +74,10 @@ def router(core: Core) -> APIRouter:
         annotator: OptionalName = None,
     ) -> Response:
         clock = Clock()
-        with core.using(token) as lease, tempfile.TemporaryDirectory(dir=core.store.folder, prefix="upload-") as folder:
+        with (
+            core.using(token) as lease,
+            tempfile.TemporaryDirectory(dir=core.store.folder, prefix=UNFINISHED) as folder,
+        ):
             upload = Path(folder) / "upload"
             with clock("upload"):
                 await into_file(request, upload, upload_limit(core.settings))

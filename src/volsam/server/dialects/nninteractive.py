@@ -180,8 +180,10 @@ def router(core: Core) -> APIRouter:
     def answered(lease: Lease, prompts: Sequence[Prompt], run: bool, shown: Changed | None = None) -> Response:
         """Add prompts and predict, or keep them until a prediction is wanted."""
         mine = desk(lease)
-        with core.talk(lease) as talk, talk.held():
+        with core.talk(lease) as talk, talk.held() as session:
             if not run:
+                for prompt in prompts:  # a bad one would be refused again with every good one after it
+                    session.require(prompt)
                 mine.waiting += prompts
                 mine.shown = shown or mine.shown
                 return _nothing()
@@ -338,7 +340,10 @@ def _volume(values: NDArray[Any], meta: dict[str, Any]) -> Any:
         raise BadInput(f"an image has four axes, channels first; this one has {values.ndim}")
     if not values.any():
         raise BadInput("the image is zero everywhere: check which one was sent")
-    spacing = (meta.get("image_properties") or {}).get("spacing")
+    properties = meta.get("image_properties") or {}
+    if not isinstance(properties, dict):
+        raise BadInput('"image_properties" is an object, such as {"spacing": [1, 1, 1]}')
+    spacing = properties.get("spacing")
     steps = np.ones(3) if spacing is None else np.abs(_numbers(spacing, "spacing"))
     if steps.min() <= 0:
         raise BadInput(f"spacings are above 0, got {spacing}")

@@ -33,6 +33,7 @@ from volsam.server.dialects.monai_label.uploads import keep
 from volsam.server.leases import Lease
 from volsam.server.ownership import window_of
 from volsam.server.problems import Problem
+from volsam.server.store import UNFINISHED
 from volsam.server.volumes import Origin, load, read_within_memory, require_room
 from volsam.volume import Volume
 
@@ -117,7 +118,7 @@ def _of_image(app: App, task: Task, image: str, session: str) -> NDArray[np.inte
         key = (task.client, "session", session, model)
 
         def start(lease: Lease) -> Conversation:
-            with tempfile.TemporaryDirectory(dir=core.store.folder, prefix="upload-") as folder:
+            with tempfile.TemporaryDirectory(dir=core.store.folder, prefix=UNFINISHED) as folder:
                 copy = upload.linked(Path(folder))
                 return core.open_file(lease, copy, upload.path.name, model=model, annotator=task.client)
     else:
