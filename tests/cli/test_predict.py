@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from volsam.cli import app
-from volsam.cli.predict import cases_of
+from volsam.cli.images import cases_of
 from volsam.data import io
 from volsam.errors import BadInput
 from volsam.geometry import Grid
@@ -344,3 +345,134 @@ def test_prompts_are_found_by_the_name_of_the_case_and_of_the_file(
 def test_the_usage_is_written_as_usual() -> None:
     said = " ".join(run("predict", "--help")[1].split())
     assert "predict [OPTIONS] MODEL IMAGE... " in said
+
+
+# --- many images -----------------------------------------------------------------------------------------------------
+
+
+def lines_of(folder: Path, name: str = "cases.csv") -> dict[str, dict[str, str]]:
+    with (folder / name).open(newline="") as table:
+        return {row["case"]: row for row in csv.DictReader(table)}
+
+
+@pytest.fixture
+def asked(scans: list[Path], tmp_path: Path) -> Path:
+    """A click for each scan."""
+    folder = tmp_path / "asked"
+    folder.mkdir()
+    for scan in scans:
+        point(folder / scan.name.replace(".nii.gz", ".json"), (9, 8, 2))
+    return folder
+
+
+def point(file: Path, voxel: tuple[int, int, int]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"space": "voxel", "prompts": [{"type": "point", "position": voxel}]}))
+
+
+def test_a_table_says_what_came_of_every_image(weights: dict[str, Path], scans: list[Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"nothing")
+    run("predict", weights["autosam"], broken, *scans, "-o", tmp_path / "out")
+    found = lines_of(tmp_path / "out")
+    assert list(found) == ["broken", "scan0", "scan1"]
+    assert found["broken"]["error"]
+    assert found["broken"]["ml"] == found["broken"]["made"] == ""
+    for scan in scans:
+        line = found[scan.name.removesuffix(".nii.gz")]
+        assert line["error"] == ""
+        assert float(line["seconds"]) > 0
+        labels = np.asarray(nib.load(tmp_path / "out" / scan.name).dataobj)
+        voxel = float(np.prod(nib.load(scan).header.get_zooms()[:3]))
+        told = [float(part.rpartition(" ")[2]) for part in line["ml"].split("; ") if part]
+        assert sum(told) == pytest.approx((labels > 0).sum() * voxel / 1000, abs=0.02)
+
+
+def test_the_table_tells_how_sure_a_mask_is(weights: dict[str, Path], scans: list[Path], asked: Path) -> None:
+    run("predict", weights["sam_med3d"], *scans, "-o", asked.parent / "out", "--prompts", asked)
+    assert all(0 <= float(line["quality"]) <= 1 for line in lines_of(asked.parent / "out").values())
+
+
+def test_what_was_made_of_other_prompts_or_of_another_image_is_made_anew(
+    weights: dict[str, Path], scans: list[Path], asked: Path, tmp_path: Path
+) -> None:
+    words = ("predict", weights["sam_med3d"], *scans, "-o", tmp_path / "out", "--prompts", asked)
+    assert run(*words)[0] == 0
+    assert run(*words)[1].count("is there already") == 2
+    point(asked / "scan1.json", (2, 3, 1))
+    first, second = run(*words)[1].splitlines()
+    assert "is there already" in first
+    assert "expected Dice" in second
+    scans[0].write_bytes(scans[1].read_bytes())
+    first, second = run(*words)[1].splitlines()
+    assert "expected Dice" in first
+    assert "is there already" in second
+    # A label of which nothing is known is taken as it is, and the last line of an image counts.
+    assert len(lines_of(tmp_path / "out")) == 2
+    assert run(*words)[1].count("is there already") == 2
+    assert len((tmp_path / "out" / "cases.csv").read_text().splitlines()) == 3
+
+
+def test_parts_are_all_images_and_each_once(weights: dict[str, Path], scans: list[Path], tmp_path: Path) -> None:
+    many = [tmp_path / f"s{number}.nii.gz" for number in range(7)]
+    for path in many:
+        path.write_bytes(scans[1].read_bytes())
+    made = []
+    for part in ("1/3", "2/3", "3/3"):
+        status, said, errors = run("predict", weights["autosam"], *many, "-o", tmp_path / "out", "--part", part)
+        assert status == 0, errors
+        made += [line.split()[1] for line in said.splitlines()]
+        assert len(lines_of(tmp_path / "out", f"cases-{part[0]}-of-3.csv")) == len(said.splitlines())
+    assert sorted(made) == sorted(str(tmp_path / "out" / path.name) for path in many)
+    # All of them together know what the parts have made.
+    assert run("predict", weights["autosam"], *many, "-o", tmp_path / "out")[1].count("is there already") == 7
+    for part in ("0/3", "4/3", "half"):
+        assert "--part is K/N" in run("predict", weights["autosam"], *many, "-o", tmp_path / "o", "--part", part)[2]
+
+
+def test_the_output_has_the_paths_of_a_tree(weights: dict[str, Path], scans: list[Path], tmp_path: Path) -> None:
+    for number, scan in enumerate(scans):
+        place = tmp_path / "tree" / f"p{number}" / "s1"
+        place.mkdir(parents=True)
+        scan.rename(place / "ct.nii.gz")
+        point(tmp_path / "asked" / f"p{number}" / "s1" / "ct.json", (9, 8, 2))
+    status, _, errors = run("predict", weights["autosam"], tmp_path / "tree", "-o", tmp_path / "out")
+    assert status == 0, errors
+    made = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.nii.gz")]
+    assert sorted(made) == ["p0/s1/ct.nii.gz", "p1/s1/ct.nii.gz"]
+    assert (tmp_path / "out" / "labels.json").is_file()
+    words = ("predict", weights["sam_med3d"], tmp_path / "tree", "-o", tmp_path / "masks")
+    status, said, errors = run(*words, "--prompts", tmp_path / "asked")
+    assert status == 0, errors
+    assert said.count("expected Dice") == 2
+
+
+def test_a_saved_session_is_answered_again_with_all_its_objects(
+    weights: dict[str, Path], scans: list[Path], tmp_path: Path
+) -> None:
+    from volsam.data.io import read_volume
+    from volsam.data.studies import names_of
+    from volsam.inference.session import Session
+    from volsam.prompts import Click
+    from volsam.recipes.recipe import load_model
+
+    volume = read_volume(scans[0])
+    session = Session(load_model(str(weights["sam_med3d"]), device="cpu"), volume, object_name="liver")
+    session.add(Click(tuple(volume.grid.to_world((9, 8, 2)))))
+    session.select("spleen")
+    session.add(Click(tuple(volume.grid.to_world((4, 15, 1)))))
+    (tmp_path / "asked").mkdir()
+    session.save(tmp_path / "asked" / "scan0.json")
+    words = ("predict", weights["sam_med3d"], "-o", tmp_path / "out", "--prompts", tmp_path / "asked")
+    status, said, errors = run(*words, scans[0])
+    assert status == 0, errors
+    assert "expected Dice" in said
+    labels = np.asarray(nib.load(tmp_path / "out" / "scan0.nii.gz").dataobj)
+    assert np.array_equal(labels == 2, session.mask_of("spleen").data[0] > 0)
+    assert np.array_equal(labels > 0, (session.mask_of("liver").data[0] + session.mask_of("spleen").data[0]) > 0)
+    assert names_of(tmp_path / "out" / "scan0.nii.gz") == {"liver": 1, "spleen": 2}
+    # It is of that scan, and of no other one.
+    (tmp_path / "asked" / "scan0.json").rename(tmp_path / "asked" / "scan1.json")
+    status, _, errors = run(*words, scans[1])
+    assert status == 1
+    assert "belongs to scan0" in errors

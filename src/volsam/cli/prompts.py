@@ -119,6 +119,15 @@ def read_prompts(path: Path, grid: Grid, name: str) -> list[Prompt]:
     return [_prompt(path, number, record, grid, space, name) for number, record in enumerate(records, 1)]
 
 
+def saved_session(path: Path) -> Mapping[str, Any] | None:
+    """A session that was saved by `Session.save`, a viewer or a server; None where the file holds prompts."""
+    from volsam.inference.record import FORMAT, read_record
+
+    if _read_json(path).get("format") != FORMAT:
+        return None
+    return read_record(path)
+
+
 def _prompt(path: Path, number: int, record: object, grid: Grid, space: str, name: str) -> Prompt:
     try:
         if not isinstance(record, dict):

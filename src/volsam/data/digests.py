@@ -14,9 +14,12 @@ PIECE = 1 << 16
 
 
 def image_digest(case: Case) -> str:
-    """Of the size of a case's images and of their first, middle and last bytes; 16 hexadecimal digits."""
+    """Of the size of a case's images and of their first, middle and last bytes; 16 hexadecimal digits.
+
+    Of a folder of slices these are the first and the last file, and how many there are.
+    """
     digest = blake2b(digest_size=8)
-    for path in dict.fromkeys(case.images):
+    for path in (file for image in dict.fromkeys(case.images) for file in _ends(image, digest)):
         try:
             size = path.stat().st_size
             digest.update(size.to_bytes(8, "little"))
@@ -29,6 +32,14 @@ def image_digest(case: Case) -> str:
     return digest.hexdigest()
 
 
+def _ends(image: Path, digest: blake2b) -> list[Path]:
+    if not image.is_dir():
+        return [image]
+    files = sorted(file for file in image.iterdir() if file.is_file() and not file.name.startswith("."))
+    digest.update(len(files).to_bytes(8, "little"))
+    return [files[0], files[-1]] if files else []
+
+
 def fingerprint(cases: Iterable[Case], images: Mapping[str, str]) -> str:
     """Of names, images and labels of some cases, the labels whole, since they are drawn anew in places.
 
@@ -38,11 +49,12 @@ def fingerprint(cases: Iterable[Case], images: Mapping[str, str]) -> str:
     for case in cases:
         digest.update(f"{case.name} {images[case.name]}\n".encode())
         if case.label is not None:
-            digest.update(_whole(case.label))
+            digest.update(file_digest(case.label))
     return digest.hexdigest()
 
 
-def _whole(path: Path) -> bytes:
+def file_digest(path: Path) -> bytes:
+    """Of all that is in a file."""
     digest = blake2b(digest_size=8)
     try:
         with path.open("rb") as file:
