@@ -55,6 +55,12 @@ def nothing_serves(monkeypatch):
     monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: pytest.fail("it serves"))
 
 
+def test_models_of_other_licences_are_refused_at_the_start(type_, tmp_path, nothing_serves):
+    words = ("serve", "--port", "0", "--sessions", tmp_path / "sessions", "--allow-licence")
+    assert "the model volsam-s has the licence Apache-2.0; allowed are: MIT" in error_of(type_(*words, "MIT"))
+    assert "--allow-licence takes licences" in error_of(type_(*words, "MIT,"))
+
+
 @pytest.mark.parametrize("names", ["nope", "volsam-s,nope", "volsam-s, nope"])
 def test_a_model_that_nobody_knows_is_refused_at_the_start(type_, names, tmp_path, nothing_serves):
     line = error_of(type_("serve", "--models", names, "--port", "0", "--sessions", tmp_path / "sessions"))

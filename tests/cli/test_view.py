@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from volsam.data.io import read_volume
+from volsam.server.problems import Problem
 
 from .conftest import Type, error_of
 
@@ -83,6 +84,21 @@ def test_names_are_written_as_addresses_want_them(type_: Type, a_scan: Path, a_s
     assert a_stage.opened == []
     type_("view", odd)
     assert a_stage.opened[0].endswith("/?study=M%C3%BCller+%26+Co+1.nii.gz")
+
+
+def test_a_link_to_a_scan_elsewhere_is_opened_and_no_other_one(type_: Type, a_scan: Path, a_stage: Stage) -> None:
+    place = a_scan.parent / "dataset"
+    place.mkdir()
+    for name in ("ct.nii.gz", "other.nii.gz"):
+        (place / name).symlink_to(a_scan)
+    assert type_("view", place / "ct.nii.gz").exit_code == 0
+    core = a_stage.app.state.core
+    lease = core.claim()
+    talk = core.open_study(lease, "ct.nii.gz")
+    np.testing.assert_array_equal(talk.session.volume.data, read_volume(a_scan).data)
+    with pytest.raises(Problem, match="leads out"):
+        core.open_study(lease, "other.nii.gz")
+    core.shut_down()
 
 
 def test_a_chosen_model_is_the_one_that_is_served(type_: Type, a_scan: Path, a_stage: Stage) -> None:

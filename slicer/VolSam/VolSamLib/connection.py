@@ -262,7 +262,8 @@ def look(address: str, key: str) -> Found:
         finally:
             server.close()
         models = sorted(found["models"], key=lambda model: model["name"] != found["default"])
-        return Found(str(version["version"]), {model["name"]: model["summary"] for model in models})
+        told = {model["name"]: f"{model['summary']} (licence: {model['licence']})" for model in models}
+        return Found(str(version["version"]), told)
     except Exception as error:
         raise Failed(
             failure(error).text.replace(" Your points are kept.", "").replace(", then press Ask again", "")

@@ -18,7 +18,8 @@ from pathlib import Path
 
 MARK = "made-by-volsam"
 LOWEST, HIGHEST = (3, 10), (3, 13)
-REQUIREMENT = "volsam[serve,itk]"
+# The repository that this module lies in, if it does.
+CHECKOUT = Path(__file__).resolve().parents[3]
 SERVES = re.compile(r"volsam serves at (http://\S+)")
 # What Slicer sets for its own Python, and would break another one.
 OWN = (
@@ -32,6 +33,12 @@ OWN = (
 )
 PATIENCE = 10.0  # seconds that a server may take to end
 _CHECK = "import sys; print('%d.%d' % sys.version_info[:2], sys.prefix)"
+
+
+def requirement() -> str:
+    """What is installed: the volsam that this module belongs to, or, where it was copied alone, the released one."""
+    whole = (CHECKOUT / "pyproject.toml").is_file() and (CHECKOUT / "src" / "volsam").is_dir()
+    return f"{CHECKOUT if whole else 'volsam'}[serve,itk]"
 
 
 class NotPossible(Exception):
@@ -87,7 +94,7 @@ def has_volsam(folder: Path) -> bool:
 class Setup:
     """Makes an environment and installs volsam into it, in the background; `lines` has what is said meanwhile."""
 
-    def __init__(self, folder: Path, python: str, requirement: str = REQUIREMENT) -> None:
+    def __init__(self, folder: Path, python: str, requirement: str) -> None:
         self.lines: queue.Queue[str] = queue.Queue()
         self.error: str | None = None
         self.folder = folder

@@ -149,7 +149,7 @@ class ServerSection:
             self._tell("Nothing was installed. A server on another computer can be used by its address.")
             return
         try:
-            self._setup = server_process.Setup(folder, python, server_process.REQUIREMENT)
+            self._setup = server_process.Setup(folder, python, server_process.requirement())
             self._tell("Installing volsam, which takes some minutes …")
         except server_process.NotPossible as reason:
             self._tell(str(reason), True)

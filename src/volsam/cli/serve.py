@@ -58,6 +58,10 @@ Origins = Annotated[
     list[str] | None,
     typer.Option("--allow-origin", metavar="URL", help="A web site whose scripts may use the server; '*' for any."),
 ]
+Licences = Annotated[
+    str | None,
+    typer.Option("--allow-licence", metavar="A,B", help="Refuse to start with models of any other licence."),
+]
 Level = Annotated[str, typer.Option("--log-level", metavar="debug|info|warning|error", help="What is said meanwhile.")]
 
 
@@ -75,6 +79,7 @@ def serve(
     keep_days: Keep = 30.0,
     cache: Cache = 512,
     allow_origin: Origins = None,
+    allow_licence: Licences = None,
     device: Device = "auto",
     log_level: Level = "warning",
 ) -> None:
@@ -87,7 +92,7 @@ def serve(
     create_app, Settings = parts("volsam serve")
     from volsam.server.settings import read_key
 
-    chosen: dict[str, Any] = {} if models is None else {"models": _names(models)}
+    chosen: dict[str, Any] = {} if models is None else {"models": _names(models, "--models", "names or files")}
     if sessions is not None:
         chosen["sessions"] = sessions
     settings = Settings(
@@ -102,6 +107,7 @@ def serve(
         keep_days=keep_days,
         encodings=cache << 20,
         origins=tuple(allow_origin or ()),
+        licences=None if allow_licence is None else _names(allow_licence, "--allow-licence", "licences"),
         device=device,
         **chosen,
     )
@@ -170,10 +176,10 @@ def listening(host: str, port: int) -> socket.socket:
         raise BadInput(f"cannot listen on {host} port {port}: {why}; choose another with --host and --port") from None
 
 
-def _names(models: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in models.split(","))
+def _names(text: str, option: str, what: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
     if not all(names):
-        raise BadInput(f"--models takes names or files with a comma between two, got {models!r}")
+        raise BadInput(f"{option} takes {what} with a comma between two, got {text!r}")
     return names
 
 

@@ -39,7 +39,9 @@ def view(
     create_app, Settings = parts("volsam view")
     # No other tool is meant to come here, so no other protocol is spoken.
     chosen = {"models": (model,)} if model else {}
-    settings = Settings(host=HOST, port=port, studies=image.parent, dialects=(), device=device, **chosen)
+    settings = Settings(
+        host=HOST, port=port, studies=image.parent, linked=(image.name,), dialects=(), device=device, **chosen
+    )
     app = create_app(settings)
     app.state.core.read_ahead(image.name, frame=frame, channel=channel or 0)  # refused here, not in the page
     wanted = {"study": image.name, "frame": frame, "channel": channel}

@@ -112,6 +112,8 @@ def _in_words(folder: Path, identity: str) -> str:
     """A series: its description, how many slices it has, and one of its files."""
     with hushed():
         files = simpleitk(f"reading {folder}").ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), identity)
+    if not files:  # removed meanwhile
+        return "no slice"
     described = _dicom_text(itk_reader(Path(files[0]), "DICOM"), "0008|103e") or "without a description"
     return f"{described}, {len(files)} slice{'s' * (len(files) != 1)} such as {Path(files[0]).name}"
 

@@ -48,7 +48,9 @@ class Core:
         self.settings = settings
         self.device = Device()
         self.encodings = Encodings(settings.encodings)
-        self.models = Shelf(settings.models, self.device, self.encodings, settings.device, model)
+        self.models = Shelf(
+            settings.models, self.device, self.encodings, settings.device, model, licences=settings.licences
+        )
         self.store = Store(settings.sessions)
         self.leases = Leases(
             settings.max_leases, settings.idle_timeout, settings.liveness_timeout, settings.max_waiting
@@ -180,7 +182,7 @@ class Core:
         if ahead is not None and ahead[0] == origin:
             return ahead[1], ahead[2]
         with warned() as notes:
-            volume = load(origin, self.settings.studies, folder)
+            volume = load(origin, self.settings.studies, folder, self.settings.linked)
         return volume, notes
 
     def open_volume(

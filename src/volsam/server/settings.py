@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import (
     BaseModel,
@@ -37,6 +36,10 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     """Where the networks run."""
     studies: Path | None = None
     """The one folder whose volumes may be opened by name and whose `labels` may be written."""
+    linked: tuple[str, ...] = ()
+    """Studies that may be links which lead out of that folder, since the user of this very machine has named them."""
+    licences: tuple[str, ...] | None = None
+    """Models of other licences are refused; None allows all."""
     sessions: Path = Field(default_factory=lambda: home() / "sessions")
     """Where sessions are kept, and the volumes that were uploaded for them."""
     keep_days: NonNegativeFloat = 30.0
@@ -70,11 +73,6 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         if self.studies is not None and not self.studies.is_dir():
             raise BadInput(f"--studies {self.studies} is not a folder: give the one that holds the volumes")
         return self
-
-    @property
-    def public(self) -> dict[str, Any]:
-        """For a log: everything but the key."""
-        return self.model_dump(exclude={"key"}, mode="json")
 
 
 def read_key(path: Path) -> SecretStr:

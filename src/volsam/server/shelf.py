@@ -27,9 +27,16 @@ class Shelf:
     """Models by name, each behind the one device, the encodings of all in one place."""
 
     def __init__(
-        self, names: tuple[str, ...], device: Device, encodings: Encodings, place: str, model: Model | None = None
+        self,
+        names: tuple[str, ...],
+        device: Device,
+        encodings: Encodings,
+        place: str,
+        model: Model | None = None,
+        licences: tuple[str, ...] | None = None,
     ) -> None:
         self.names = names
+        self._licences = licences
         self._device = device
         self._encodings = encodings
         self._place = place
@@ -53,9 +60,20 @@ class Shelf:
 
     def start(self) -> None:
         """Refuse at once what could not be asked; load the default, and files and runs, of which only that tells."""
+        self._require_licences()
         for name in self.names:
             if name == self.default or not _askable(name):
                 self[name]
+
+    def _require_licences(self) -> None:
+        if self._licences is None:
+            return
+        for name in self.names:
+            if (licence := self.spine(name).licence) not in self._licences:
+                raise BadInput(
+                    f"the model {name} has the licence {licence}; allowed are: {', '.join(self._licences)}: leave it "
+                    "out of --models, or name its licence in --allow-licence"
+                )
 
     def is_loaded(self, name: str) -> bool:
         """Whether a session with it would start at once."""

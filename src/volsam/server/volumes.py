@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -61,8 +61,8 @@ class Origin:
 # --- the folder of studies -------------------------------------------------------------------------------------------
 
 
-def study_path(studies: Path | None, name: str) -> Path:
-    """The file or folder of a study; nothing outside the folder of studies can be reached, by no link either."""
+def study_path(studies: Path | None, name: str, linked: Sequence[str] = ()) -> Path:
+    """The file or folder of a study; nothing outside the folder of studies is reached but by the links `linked`."""
     if studies is None:
         raise Problem(404, "this server has no folder of studies (--studies): upload the volume instead")
     pure = PurePosixPath(name)
@@ -74,6 +74,8 @@ def study_path(studies: Path | None, name: str) -> Path:
         found = root.joinpath(*parts).resolve(strict=True)
     except (OSError, RuntimeError):
         raise Problem(404, f"there is no study {name!r}: see /api/v1/studies") from None
+    if name in linked:
+        return root / name
     if not found.is_relative_to(root) or found == root:
         raise Problem(403, f"{name!r} leads out of the folder of studies")
     if found.is_dir() and any(not entry.resolve().is_relative_to(root) for entry in found.iterdir()):
@@ -121,11 +123,11 @@ def label_place(studies: Path, study: str, tag: str, ending: str) -> Path:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def load(origin: Origin, studies: Path | None, folder: Path) -> Volume:
+def load(origin: Origin, studies: Path | None, folder: Path, linked: Sequence[str] = ()) -> Volume:
     """Read the volume of a session, one channel of it, after a look at whether it fits."""
     if origin.kind == "array":
         return _stored_array(origin, folder)
-    path = study_path(studies, origin.path) if origin.kind == "study" else folder / "upload" / origin.path
+    path = study_path(studies, origin.path, linked) if origin.kind == "study" else folder / "upload" / origin.path
     source = read_header(path)
     if origin.frame is None and source.frames > 1:
         raise Problem(

@@ -239,7 +239,7 @@ def test_a_server_is_set_up_started_and_stopped(window, monkeypatch, tmp_path):
     fakes.QSettings.stored["VolSam/Environment"] = str(folder)
     monkeypatch.setattr(server_process, "find_python", lambda: sys.executable)
     monkeypatch.setattr(slicer.util, "confirmYesNoDisplay", lambda text, **_: True, raising=False)
-    monkeypatch.setattr(server_process, "REQUIREMENT", str(a_package(tmp_path / "package")))
+    monkeypatch.setattr(server_process, "requirement", lambda: str(a_package(tmp_path / "package")))
     window.panel.server.start_button.click()
     until(
         window,

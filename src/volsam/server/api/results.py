@@ -161,7 +161,7 @@ def series_of(core: Core, talk: Conversation) -> Path:
         raise Problem(
             409, "DICOM-SEG refers to the slices of a DICOM series, and this volume is none: take another format"
         )
-    return study_path(core.settings.studies, origin.path)
+    return study_path(core.settings.studies, origin.path, core.settings.linked)
 
 
 def _writer(

@@ -201,7 +201,7 @@ def _original(core: Core, talk: Conversation) -> Path | None:
     if origin.kind == "array" or not origin.path.lower().endswith(".nii.gz"):
         return None
     if origin.kind == "study":
-        path = study_path(core.settings.studies, origin.path)
+        path = study_path(core.settings.studies, origin.path, core.settings.linked)
     else:
         path = core.store.place(talk.identity) / "upload" / origin.path
     header = read_header(path)
