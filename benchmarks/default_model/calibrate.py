@@ -60,7 +60,7 @@ def gather(rank: int, weights: Path, config: Config, data: Path, run: Path, minu
             draft = network.draft(features, prompts)
             seen.append((draft.evidence, overlap(draft.half, batch.half, batch.wholes)))
             if turn + 1 < TURNS:
-                prompts = next_prompts(prompts, draft.half, batch.half, turn + 1, generator)
+                prompts = next_prompts(prompts, draft.half, batch, turn + 1, generator)
     talk = (torch.cat([e for e, _ in seen]), torch.cat([o for _, o in seen]))
     torch.save({"ladders": found, "talk": talk}, run / f"calibration-{rank}.pt")
 

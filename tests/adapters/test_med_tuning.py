@@ -76,8 +76,8 @@ def test_a_linked_adapter_reads_what_the_one_before_found() -> None:
     own = second.mix(second.near(narrow) + second.far(narrow) + second.frequencies(narrow))
     own = second.join(torch.cat([own, second.link(found)], dim=-1))
     assert_close(second(stream), stream + F.gelu(second.up(narrow + own)))
-    assert first.found is None
-    assert second.found is None
+    assert first.found is found, "there for a pass on the way back"
+    assert second.found is None, "nobody reads it"
 
 
 def test_the_ends_of_stages_are_linked(a_volume_encoder: Encoder) -> None:
@@ -92,9 +92,26 @@ def test_the_ends_of_stages_are_linked(a_volume_encoder: Encoder) -> None:
     assert [bool(adapter._before) for adapter in adapters] == [False, True, True, True]
 
 
-def test_nothing_is_left_behind_after_a_pass_and_copies_have_links_of_their_own(
+def test_blocks_that_are_computed_again_have_the_same_gradients_and_count_a_batch_once(
     a_volume_encoder: Encoder, a_volume: Tensor
 ) -> None:
+    add_med_tuning(a_volume_encoder, channels=6)
+    told: list[dict[str, Tensor]] = []
+    for again in (False, True):
+        encoder = copy.deepcopy(a_volume_encoder).train()
+        encoder.recompute = again
+        for _ in range(2):
+            encoder(a_volume)[0].square().sum().backward()
+        gradients = {name: weight.grad for name, weight in encoder.named_parameters() if weight.grad is not None}
+        told.append({**gradients, **dict(encoder.named_buffers())})
+    assert told[0].keys() == told[1].keys()
+    assert any("link" in name for name in told[0])
+    for name, value in told[0].items():
+        assert_close(told[1][name], value, msg=name)
+    assert told[1]["blocks.0.after_block.near.norm.num_batches_tracked"] == 2
+
+
+def test_copies_after_a_pass_have_links_of_their_own(a_volume_encoder: Encoder, a_volume: Tensor) -> None:
     add_med_tuning(a_volume_encoder, channels=6)
     a_volume_encoder(a_volume)[0].sum().backward()
     twin = copy.deepcopy(a_volume_encoder)

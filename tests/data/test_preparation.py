@@ -1,11 +1,13 @@
 """How volumes are brought to a network that is trained on them."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from volsam.data.dataset import read_dataset
+from volsam.data.dataset import Case, read_dataset
 from volsam.data.io import write_volume
 from volsam.data.preparation import Preparation, prepare
 from volsam.errors import BadInput
@@ -87,3 +89,49 @@ def test_a_case_is_prepared_once_with_the_channels_that_are_looked_at(tmp_path):
     again = prepare(cases, Preparation(), (0, 1, 3), tmp_path / "kept", channels=1)[0]
     for first, second in zip(one.places, again.places, strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+def written(path: Path, values: np.ndarray) -> Path:
+    """A file whose size and time are those of any other."""
+    path.parent.mkdir(exist_ok=True)
+    write_volume(Volume(values, GRID), path)
+    os.utime(path, (1e9, 1e9))
+    return path
+
+
+def test_labels_and_channels_of_equal_size_and_time_are_told_apart(tmp_path):
+    scan = written(tmp_path / "images/a_0000.nii", a_small_ball())
+    high, low = np.zeros(GRID.shape, np.uint8), np.zeros(GRID.shape, np.uint8)
+    high[30:], low[:10] = 1, 1
+    one, other = written(tmp_path / "one/a.nii", high), written(tmp_path / "other/a.nii", low)
+    assert (one.stat().st_size, one.stat().st_mtime) == (other.stat().st_size, other.stat().st_mtime)
+
+    def prepared(*images: Path, label: Path):
+        return prepare([Case("a", images, label)], Preparation(), (0, 1), tmp_path / "kept")[0]
+
+    np.testing.assert_array_equal(prepared(scan, label=one).label, high)
+    np.testing.assert_array_equal(prepared(scan, label=other).label, low)
+    written(one, low)  # drawn anew
+    np.testing.assert_array_equal(prepared(scan, label=one).label, low)
+    second = [written(tmp_path / f"{name}/a_0001.nii", a_small_ball() * sign) for name, sign in (("p", 1), ("n", -1))]
+    first, turned = (prepared(scan, path, label=one).image[1] for path in second)
+    assert first.max() > 1 > turned.max()
+
+
+def test_a_spike_stays_a_number_in_half_precision(tmp_path):
+    values = np.random.default_rng(0).normal(size=GRID.shape).astype(np.float32)
+    values[5, 5, 5], values[6, 6, 6] = 1e6, -1e6
+    labels = np.zeros(GRID.shape, np.uint8)
+    case = Case("a", (written(tmp_path / "set/image.nii", values),), written(tmp_path / "set/label.nii", labels))
+    kept = prepare([case], Preparation(scaling="unclipped"), (0, 1), tmp_path / "kept")[0].image
+    assert np.isfinite(kept).all()
+    assert kept[0, 5, 5, 5] == -kept[0, 6, 6, 6] == kept.max() > 5e4
+    assert np.abs(kept[0, 20]).max() < 10
+
+
+def test_of_a_case_without_a_label_every_voxel_is_background(tmp_path):
+    case = Case("a", (written(tmp_path / "set/image.nii", a_small_ball()),))
+    found = prepare([case], Preparation(spacing=(2.0, 2.0, 2.0)), (0, 1), tmp_path / "kept")[0]
+    assert found.label.shape == found.image.shape[1:] == (20, 20, 20)
+    assert not found.label.any()
+    assert [len(places) for places in found.places] == [0]

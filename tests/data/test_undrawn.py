@@ -88,6 +88,48 @@ def test_other_planes_are_looked_at_by_themselves_or_alone(tmp_path: Path) -> No
     assert not (tmp_path / "axial").exists()
 
 
+def write_test(folder: Path, image: str, label: str) -> np.ndarray:
+    """A test case, whose image this gives back."""
+    seen = np.random.default_rng(9).normal(size=SHAPE).astype(np.float32)
+    for name, values in ((image, seen), (label, slices(3, 9))):
+        (folder / name).parent.mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(values, AFFINE), folder / name)
+    return seen
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "nii", "decathlon"])
+def test_the_test_part_is_read_as_before(tmp_path: Path, layout: str) -> None:
+    source = write(tmp_path / "source", slices(4, 8))
+    table = json.loads((source / "dataset.json").read_text())
+    image, label = "imagesTs/t_0000.nii.gz", "labelsTs/t.nii.gz"
+    if layout == "decathlon":
+        image = "imagesTs/t.nii.gz"
+        table = {"modality": {"0": "MR"}, "labels": {"0": "background", "1": "liver"}, "test": [f"./{image}"]}
+        table["training"] = [{"image": "./imagesTr/case0_0000.nii.gz", "label": "./labelsTr/case0.nii.gz"}]
+    elif layout == "nii":
+        for file in [*source.glob("*/*.nii.gz")]:
+            nibabel.save(nibabel.load(file), file.with_suffix(""))
+            file.unlink()
+        table["file_ending"] = ".nii"
+        image, label = image.removesuffix(".gz"), label.removesuffix(".gz")
+    seen = write_test(source, image, label)
+    (source / "dataset.json").write_text(json.dumps(table))
+    mark_undrawn(source, tmp_path / "marked")
+    case = read_dataset(tmp_path / "marked", "test").case("t")
+    np.testing.assert_array_equal(read_image(case).data[0], seen)
+    if layout != "decathlon":  # whose tables list no labels of test cases
+        np.testing.assert_array_equal(read_label(case), slices(3, 9))
+    if layout == "nnunet":
+        assert (tmp_path / "marked" / label).read_bytes() == (source / label).read_bytes()
+
+
+def test_a_test_part_without_files_is_none(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", slices(4, 8))
+    (source / "imagesTs").mkdir()
+    mark_undrawn(source, tmp_path / "marked")
+    assert not (tmp_path / "marked/imagesTs").exists()
+
+
 def test_what_is_told_already_is_not_guessed(tmp_path: Path) -> None:
     source = write(tmp_path / "source", slices(4, 8), labels={"background": 0, "liver": 1, "ignore": 2})
     with pytest.raises(BadInput, match="has a label 'ignore' already"):

@@ -9,11 +9,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from volsam.data.preparation import Prepared
-from volsam.data.preprocess import normalise
+from volsam.data.preparation import Preparation, Prepared
+from volsam.data.preprocess import above_zero, normalise
 from volsam.errors import BadInput
+from volsam.recipes.methods.method import load_methods
 from volsam.training.augment import Augment, Strength, blur
+from volsam.training.config import configured
 from volsam.training.items import Embedded, Patches, Stacks, rectangle
+from volsam.training.run import Plan
 
 
 @pytest.fixture
@@ -132,6 +135,50 @@ def test_what_comes_in_from_outside_is_the_same_in_image_and_label(strength: Str
         np.testing.assert_array_equal(turned[sure], image[0][sure] > 0.5)
         unknown += np.count_nonzero(~known)
     assert unknown
+
+
+@pytest.mark.parametrize("strength", ["full", "strong"])
+def test_air_does_not_count_among_what_is_above_zero(a_case: Prepared, strength: Strength) -> None:
+    image = np.abs(np.asarray(a_case.image)) + 1
+    image[:, :, 16:] = 0
+    case = Prepared("case", image, a_case.label, a_case.places)
+    shown: list[NDArray[np.float32]] = []
+
+    def seen(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        shown.append(values)
+        return above_zero(values, valid)
+
+    placed, both = (
+        Patches([case], (16, 16, 16), kind(strength), 3, one_object=True, seen=seen, still=True)
+        for kind in (PlacesAlone, Augment)
+    )
+    changed = air = 0
+    for number in range(12):
+        placed[number], both[number]
+        before, after = shown[-2:]
+        np.testing.assert_array_equal(after[before <= 0], before[before <= 0])
+        changed += int((after != before).sum())
+        air += int((before <= 0).sum())
+    assert changed
+    assert air
+
+
+def test_sam_med3d_s_scale_leaves_air_alone(a_case: Prepared) -> None:
+    method = load_methods()["sam-med3d"]
+    for scaling in ("above zero", "volume"):
+        config = configured(method.config, {"scaling": scaling, "augment": "full", "edge": 32})
+        preparation = Preparation(scaling="zscore" if scaling == "volume" else "above zero")
+        plan = Plan(
+            labels=("background", "a"),
+            values=(0, 1),
+            channels=1,
+            preparation=preparation,
+            patch=(16, 16, 16),
+            flip=True,
+        )
+        found = method.items([a_case], plan, config, torch.nn.Identity(), "cpu", iter)
+        assert isinstance(found, Patches)
+        assert found.still == (found.seen is above_zero) == (scaling == "above zero")
 
 
 def test_what_is_not_shown_is_no_object(a_case: Prepared) -> None:

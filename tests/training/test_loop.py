@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -10,13 +11,16 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from torch.utils.data import default_collate
 
+from volsam.data.dataset import read_dataset
 from volsam.data.splits import Fold, read_splits
 from volsam.errors import BadFile, BadInput
 from volsam.recipes import trained
 from volsam.recipes.methods import runs
 from volsam.recipes.methods.method import load_methods
-from volsam.training.config import TrainConfig, configured
+from volsam.training import packed
+from volsam.training.config import TrainConfig, configured, described
 from volsam.training.items import Numbers
+from volsam.training.loop import State, _decayed, _save
 
 from .conftest import UNET
 
@@ -100,18 +104,29 @@ def test_a_batch_in_parts_teaches_what_it_teaches_at_once(a_dataset, tmp_path):
         assert_close(once, parts, atol=2e-5, rtol=1e-3)
 
 
+def test_a_run_of_simclr_in_parts_learns_what_one_at_once_learns(a_dataset, tmp_path):
+    told = []
+    for parts in (1, 2):
+        settings = {"max_steps": 10, "batch_size": 4, "accumulate": parts, "validate_every": 2.0}
+        run(a_dataset, tmp_path / str(parts), method="simclr", **settings)
+        told.append(losses(tmp_path / str(parts)))
+    # Among half as many places one is found again more easily: that would be another loss.
+    assert told[0] == pytest.approx(told[1], rel=0.01)
+
+
 def losses(folder):
     with (folder / "log.csv").open() as file:
         return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns_with_the_whole_batch(a_dataset, tmp_path):
-    settings = {"max_steps": 20, "validate_every": 1.0, "save_every": 20}
-    run(a_dataset, tmp_path / "alone", **settings)
-    words = ["train", "unet", str(a_dataset.folder), "-o", str(tmp_path / "together"), "--device", "cpu"]
+@pytest.mark.parametrize(("method", "port"), [("unet", "29511"), ("simclr", "29512")])
+def test_two_processes_learn_what_one_learns_with_the_whole_batch(method, port, a_dataset, tmp_path):
+    settings = {"max_steps": 20, "validate_every": 1.0, "save_every": 20, "batch_size": 4}
+    run(a_dataset, tmp_path / "alone", method=method, **settings)
+    words = ["train", method, str(a_dataset.folder), "-o", str(tmp_path / "together"), "--device", "cpu"]
     given = [word for key, value in {**UNET, **settings}.items() for word in ("--set", f"{key}={value}")]
-    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
+    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
     code = tmp_path / "start.py"
     code.write_text("from volsam.cli import main\nmain()\n")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -152,6 +167,56 @@ def test_a_folder_with_another_run_is_not_written_over(a_dataset, tmp_path, chan
     with pytest.raises(BadInput, match="give another folder") as refused:
         run(a_dataset, tmp_path / "run", **change)
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"labels": {"background": 0, "ball": 1, "lump": 2}},
+            "other labels in dataset.json (background, ball, box, now background, ball, lump)",
+        ),
+        (
+            {"labels": {"background": 0, "ball": 1, "box": 3}},
+            "other values of the labels in dataset.json (0, 1, 2, now 0, 1, 3)",
+        ),
+        (
+            {"labels": {"background": 0, "ball": 1, "box": 2, "ignore": 3}},
+            "another label to ignore in dataset.json (None, now 3)",
+        ),
+        ({"labels": {"background": 0, "ball": 1, "left box": 2}}, "other labels in dataset.json"),
+    ],
+)
+def test_a_run_does_not_go_on_when_its_dataset_names_other_things(a_dataset, tmp_path, change, told):
+    with pytest.raises(Killed):
+        run(a_dataset, tmp_path / "run", kill_after(2))
+    file = a_dataset.folder / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(BadInput, match="give another folder") as refused:
+        run(read_dataset(a_dataset.folder), tmp_path / "run")
+    assert told in str(refused.value)
+
+
+def test_a_full_disk_is_told_in_one_line_whatever_is_saved(a_dataset, tmp_path):
+    resource = pytest.importorskip("resource")
+    fold = runs.choose_cases(a_dataset, 0, None, 0)
+    job = runs.start("unet", a_dataset, tmp_path / "run", settings={**UNET, "max_steps": 1}, fold=fold)
+    runs.train(job)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+        with pytest.raises(BadInput, match=r"last\.safetensors cannot be written: File too large$"):
+            job.folder.save("last.safetensors", job.network)
+        with pytest.raises(BadInput, match=r"alone\.safetensors cannot be written: File too large$"):
+            packed.write(trained.pack(job.folder.path), tmp_path / "alone.safetensors")
+        more = runs.start("unet", a_dataset, tmp_path / "more", settings={**UNET, "max_steps": 1}, fold=fold)
+        with pytest.raises(BadInput, match=r"\.(pt|safetensors) cannot be written: File too large$"):
+            runs.train(more)
+        with pytest.raises(BadInput, match=r"resume\.pt cannot be written: File too large$"):
+            _save(more.folder, more.network, torch.optim.AdamW(more.network.parameters()), None, State())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {path.suffix for path in (tmp_path / "more").iterdir()} <= {".json", ".csv"}, "nothing is left half written"
 
 
 def test_a_run_that_was_refused_may_be_begun_with_other_settings(a_dataset, tmp_path):
@@ -214,6 +279,15 @@ def test_settings_that_will_not_do_are_refused(given, told):
     with pytest.raises(BadInput) as refused:
         configured(TrainConfig, given)
     assert told in str(refused.value)
+
+
+def test_weights_of_two_or_more_axes_decay():
+    network = torch.nn.ModuleDict({"table": torch.nn.Embedding(3, 4), "norm": torch.nn.LayerNorm(4)})
+    decaying, still = _decayed([(list(network.parameters()), 1.0)], TrainConfig(weight_decay=0.1))
+    assert decaying["weight_decay"] == 0.1
+    assert decaying["params"] == [network["table"].weight]
+    assert (still["weight_decay"], len(still["params"])) == (0.0, 2)
+    assert "all weights of two or more axes" in described(TrainConfig)["weight_decay"][1]
 
 
 def test_processes_share_the_items_of_every_step():

@@ -23,7 +23,7 @@ from volsam.recipes.methods.method import load_methods
 from volsam.recipes.trained import load_run, pack
 from volsam.training import packed
 from volsam.training.config import configured
-from volsam.training.contrast import contrast
+from volsam.training.contrast import ContrastTask, contrast, projection
 from volsam.training.run import counts, fill
 
 from ..recipes.sams import a_full_sam, a_tiny_sam
@@ -198,6 +198,24 @@ def test_a_unet_begins_with_what_simclr_has_learnt(a_dataset, tmp_path):
         runs.start("unet", a_dataset, tmp_path / "other", settings=other, fold=fold, init=str(tmp_path / "before"))
 
 
+@pytest.mark.parametrize("empty", [True, False])
+def test_simclr_looks_at_no_label(empty, tmp_path):
+    dataset = make_dataset(tmp_path / "Dataset008_Scans", cases=6)
+    for case in dataset.cases:
+        case.label.unlink() if empty or case.name == "case5" else case.label.write_bytes(b"to be drawn")
+    table = json.loads((dataset.folder / "dataset.json").read_text())
+    table["labels"] = {"background": 0, **({} if empty else {"ball": 1})}
+    (dataset.folder / "dataset.json").write_text(json.dumps(table))
+    dataset = read_dataset(dataset.folder)
+    fold = runs.choose_cases(dataset, 0, None, 0, labelled=False)
+    assert "case5" in fold.train
+    assert len(fold.train) == (6 if empty else 4)
+    settings = {**TINY, **SETTINGS["simclr"], "max_steps": 2}
+    assert runs.train(runs.start("simclr", dataset, tmp_path / "run", settings=settings, fold=fold)).done
+    with pytest.raises(BadInput, match="has no label to learn from" if not empty else "names no label but"):
+        runs.start("unet", dataset, tmp_path / "other", settings=TINY, fold=fold)
+
+
 def test_what_full_fine_tuning_has_of_sam_may_learn_more_slowly(a_dataset, tmp_path, a_sam):
     job, _ = trained("full", a_dataset, tmp_path / "run", a_sam, pretrained_rate=0.1)
     groups = job.method.groups(job.network, job.config)
@@ -225,8 +243,24 @@ def test_views_of_one_place_are_told_from_others():
     assert contrast(views) < 0.01 < contrast(views[torch.randperm(12, generator=torch.Generator().manual_seed(0))])
 
 
-def test_blocks_can_be_computed_again_where_there_are_blocks(a_dataset, tmp_path, a_sam):
-    job, _ = trained("lora", a_dataset, tmp_path / "lora", a_sam, recompute=True)
+@pytest.mark.parametrize("parts", [2, 4])
+def test_views_are_told_apart_in_a_whole_batch_that_is_encoded_in_parts(parts):
+    torch.manual_seed(0)
+    network = torch.nn.ModuleDict({"encode": torch.nn.Conv3d(1, 4, 3), "project": projection(4, 8)})
+    image = torch.randn(4, 2, 1, 6, 6, 6)
+    found = []
+    for task in (ContrastTask(network, network["encode"]), ContrastTask(network, network["encode"], parts)):
+        task.zero_grad()
+        told = task({"image": image})
+        told["loss"].backward()
+        found.append([told["loss"].detach(), *(weight.grad.clone() for weight in network.parameters())])
+    for once, apart in zip(*found, strict=True):
+        torch.testing.assert_close(once, apart)
+
+
+@pytest.mark.parametrize("method", ["lora", "med-tuning"])
+def test_blocks_can_be_computed_again_where_there_are_blocks(method, a_dataset, tmp_path, a_sam):
+    job, _ = trained(method, a_dataset, tmp_path / "run", a_sam, recompute=True)
     assert job.network.encoder.recompute
     with pytest.raises(BadInput, match="unet has no transformer blocks that could be computed again"):
         trained("unet", a_dataset, tmp_path / "unet", None, recompute=True)
@@ -366,7 +400,7 @@ def test_the_licence_of_the_data_is_the_run_s_as_well(a_dataset, tmp_path):
 @pytest.mark.parametrize(
     ("method", "given", "said"),
     [
-        ("simclr", {"batch_size": 4, "accumulate": 4}, "needs two or more: batch_size=4 in accumulate=4 parts"),
+        ("simclr", {"batch_size": 1}, "needs two or more: batch_size=1 is one"),
         ("3dsam-adapter", {"out": 8}, "out must be a multiple of 16"),
     ],
 )

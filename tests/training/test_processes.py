@@ -85,3 +85,51 @@ def test_a_measure_that_one_process_has_no_value_of_is_logged_all_the_same(tmp_p
     _, _, rows = together(tmp_path, 29522, max_steps=20)
     assert [int(row["step"]) for row in rows] == [10, 20]
     assert [float(row["dice"]) for row in rows] == [0.5, 0.5]
+
+
+APART = """
+import json, os, sys
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+
+from volsam.training.contrast import ContrastTask, projection
+
+torch.manual_seed(0)
+network = nn.ModuleDict({"encode": nn.Conv3d(1, 4, 3), "project": projection(4, 8)})
+image = torch.randn(4, 2, 1, 6, 6, 6)
+
+
+def told(parts, some):
+    network.zero_grad()
+    loss = ContrastTask(network, network["encode"], parts)({"image": image[some]})["loss"]
+    loss.backward()
+    return loss.detach(), [weight.grad.clone() for weight in network.parameters()]
+
+
+loss, wanted = told(1, slice(None))
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+own, found = told(2, slice(2 * rank, 2 * rank + 2))
+for gradient in found:
+    distributed.all_reduce(gradient)
+apart = max(float((gradient / 2 - one).abs().max()) for gradient, one in zip(found, wanted))
+least = min(float(one.abs().max()) for one in wanted[-2:])
+(Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps([float(own - loss), apart, least]))
+"""
+
+
+@pytest.mark.slow
+def test_views_are_told_from_those_of_other_processes_as_in_one(tmp_path):
+    code = tmp_path / "apart.py"
+    code.write_text(APART)
+    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29523"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    words = [*starter, str(code), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        loss, apart, least = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert (loss, apart) == pytest.approx((0, 0), abs=1e-5)
+        assert least > 1e-3

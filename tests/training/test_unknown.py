@@ -112,14 +112,17 @@ def test_no_simulated_click_falls_there() -> None:
 
 
 def test_in_a_conversation_with_volsam_s_neither() -> None:
-    target, known = torch.zeros(1, 1, 8, 8, 8), torch.ones(1, 1, 16, 16, 16)
-    target[..., :4, :4, :4] = 1
+    masks, known = torch.zeros(1, 1, 16, 16, 16), torch.ones(1, 1, 16, 16, 16)
+    masks[..., :8, :8, :8] = 1
     known[..., 8:, :, :] = 0
+    nowhere = torch.full((1, 3), float(NOWHERE))
+    targets = Targets(torch.zeros(1, 3, 16, 16, 16), masks, masks.flatten(1).sum(1), nowhere, known)
+    target = targets.half
     nothing = Prompts(torch.full((1, 3, 3), float(NOWHERE)), torch.full((1, 3), -1), torch.zeros(1, 1, 16, 16, 16))
     everything = torch.ones_like(target)
     given = 0
     for seed in range(40):
-        after = next_prompts(nothing, everything, target, 1, torch.Generator().manual_seed(seed), known)
+        after = next_prompts(nothing, everything, targets, 1, torch.Generator().manual_seed(seed))
         if after.labels[0, 1] >= 0:
             given += 1
             assert after.points[0, 1, 0] < 8
@@ -150,7 +153,7 @@ def test_a_single_slice_is_asked_about_and_judged_as_it_is_known() -> None:
         first = first_prompts(targets, generator)
         if first.labels[0, 0] == 1:
             assert masks[(0, 0, *first.points[0, 0].long())] == 1
-        after = next_prompts(first, -sure, targets.half, 1, generator, known)
+        after = next_prompts(first, -sure, targets, 1, generator)
         assert after.labels[0, 1] >= 0, "all of it is wrong"
         assert known[(0, 0, *after.points[0, 1].long())] == 1
 

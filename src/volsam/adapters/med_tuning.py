@@ -6,6 +6,7 @@ Blocks at the end of a stage also read what the last one before them found.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from volsam.adapters.spatial import Depthwise
 from volsam.errors import BadInput
-from volsam.models.encoder import Encoder
+from volsam.models.encoder import Encoder, is_once_more
 from volsam.models.shapes import Tokens
 
 
@@ -22,7 +23,8 @@ class MedAdapter(nn.Module):
     """Fewer channels, three views of the volume side by side, and back; added to the stream. Not neutral at first.
 
     depth: tokens along depth, since each frequency has weights of its own; before: the adapter that this one is linked
-    to. What that one found is left there during a pass, and taken away by whoever reads it.
+    to. What that one found is left there until its next pass: a block that is computed again on the way back (see
+    `Encoder.recompute`) reads it once more. A copy does not have it.
     """
 
     def __init__(self, width: int, channels: int, depth: int, before: MedAdapter | None = None) -> None:
@@ -46,10 +48,12 @@ class MedAdapter(nn.Module):
         narrow = F.gelu(self.down(x))
         found = self.mix(self.near(narrow) + self.far(narrow) + self.frequencies(narrow))
         for before in self._before:
-            earlier, before.found = before.found, None
-            found = self.join(torch.cat([found, self.link(earlier)], dim=-1))
+            found = self.join(torch.cat([found, self.link(before.found)], dim=-1))
         self.found = found if self._is_read else None
         return x + F.gelu(self.up(narrow + found))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "found": None}  # which is of a pass, and cannot be copied while it has a gradient
 
 
 class Surround(nn.Module):
@@ -59,12 +63,24 @@ class Surround(nn.Module):
         super().__init__()
         self.plane = Depthwise(channels, (1, kernel, kernel))
         self.depth = Depthwise(channels, (kernel, 1, 1))
-        self.norm = nn.BatchNorm1d(channels)
+        self.norm = Norm(channels)
 
     def forward(self, x: Tokens) -> Tokens:
         """Same shape."""
         mixed = self.depth(self.plane(x))
         return F.relu(self.norm(mixed.flatten(0, 3)).view_as(mixed))
+
+
+class Norm(nn.BatchNorm1d):
+    """Batch norm whose running statistics count a batch once, also where it passes again on the way back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape (n c)."""
+        if not (self.training and is_once_more()):
+            return super().forward(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, training=True, momentum=0.0, eps=self.eps
+        )
 
 
 class DepthFrequencies(nn.Module):

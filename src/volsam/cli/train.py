@@ -138,6 +138,7 @@ def begin(
     from volsam.data.splits import NAME as SPLITS
     from volsam.data.splits import patient_of
     from volsam.recipes.methods import runs
+    from volsam.recipes.methods.method import load_methods
     from volsam.recipes.recipe import choose_device
 
     found = read_dataset(dataset)
@@ -148,7 +149,8 @@ def begin(
         say(f"warning: --patient has no effect, since {SPLITS} of {found.name} says which case is where")
     if fold != "all" and not fold.isdigit():
         raise BadInput(f"--fold is a number from 0, or all to learn from every case, got {fold}")
-    cases = runs.choose_cases(found, None if fold == "all" else int(fold), train_cases, seed, whose)
+    labelled = load_methods()[recipe].labelled
+    cases = runs.choose_cases(found, None if fold == "all" else int(fold), train_cases, seed, whose, labelled)
     with TemporaryDirectory() if dry else nullcontext() as away:
         job = runs.start(
             recipe,

@@ -158,7 +158,7 @@ def _renewed(source: Path, folder: Path, preset: Preset | None) -> Made:
     """The same dataset as nnU-Net v2 wants it."""
     training = read_dataset(source)
     parts: list[tuple[Part, Dataset]] = [("training", training)]
-    if _has_test(source):
+    if has_test(source):
         parts.append(("test", read_dataset(source, "test")))
     names: Mapping[str, int | Sequence[int]] = training.labels
     values, extra = None, {}
@@ -180,12 +180,12 @@ def _renewed(source: Path, folder: Path, preset: Preset | None) -> Made:
         for case in dataset.cases:
             write_images(case, images)
             if case.label is not None:
-                _write_label(case.label, labels / f"{case.name}{ENDING}", values)
+                write_label(case.label, labels / f"{case.name}{ENDING}", values)
     chosen_by = _validation_cases(source, len(training.channels))
     for case in chosen_by:
         write_images(case, folder / FOLDERS["training"][0])
         if case.label is not None:
-            _write_label(case.label, folder / FOLDERS["training"][1] / f"{case.name}{ENDING}", values)
+            write_label(case.label, folder / FOLDERS["training"][1] / f"{case.name}{ENDING}", values)
     if preset is not None:
         extra = {"description": f"labels as in {preset.paper}"}
     count = len(training.cases) + len(chosen_by)
@@ -212,9 +212,9 @@ def _validation_cases(source: Path, channels: int) -> list[Case]:
     return found
 
 
-def _has_test(source: Path) -> bool:
+def has_test(source: Path) -> bool:
     """Whether there are test cases whose files are there; Decathlon's tables may list some without."""
-    if not (source / FOLDERS["test"][0]).is_dir():
+    if not any((source / FOLDERS["test"][0]).glob("*")):
         return False
     return any(all(path.is_file() for path in case.images) for case in read_dataset(source, "test").cases)
 
@@ -239,7 +239,8 @@ def write_images(case: Case, folder: Path) -> None:
         write_volume(image.with_data(image.data[channel]), folder / f"{case.name}_{channel:04d}{ENDING}")
 
 
-def _write_label(source: Path, target: Path, values: Mapping[int, int] | None) -> None:
+def write_label(source: Path, target: Path, values: Mapping[int, int] | None) -> None:
+    """A label with other values, or as it is, then byte for byte where its format may stay."""
     if values is None and source.name.endswith(ENDING):
         shutil.copyfile(source, target)
         return

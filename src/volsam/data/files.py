@@ -60,8 +60,12 @@ def replacing(path: Path) -> Iterator[Path]:
         # Some libraries write files that nobody else may read.
         temporary.chmod(usual)
         temporary.replace(path)
-    except OSError as error:
-        raise BadInput(f"{path} cannot be written: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:
+        # torch raises an error of its own in place of the one of the file that it was given.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise BadInput(f"{path} cannot be written: {reason.strerror or reason}") from reason
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from volsam.data.dataset import Case, read_image, read_label
+from volsam.data.digests import fingerprint, image_digest
 from volsam.data.files import replacing
 from volsam.data.io import read_grid
 from volsam.data.preprocess import inside
@@ -26,7 +27,7 @@ from volsam.geometry import Grid, resample
 from volsam.volume import Volume
 
 # Changes when what is kept on disk would be another thing for the same settings.
-FORMAT = 4
+FORMAT = 5
 # Voxels of a class that are remembered to draw patches around.
 PLACES = 4096
 # The class of voxels whose truth is not known.
@@ -35,6 +36,8 @@ UNKNOWN = 255
 LEAST_KNOWN = 0.05
 # Files that are open beside those of the cases.
 SPARE = 512
+# What half precision holds, nearly: a single spike farther away would be infinite, and a network's norms no numbers.
+MOST = 6e4
 # At most this many voxels of a volume are looked at to find percentiles.
 SAMPLE = 1 << 18
 
@@ -205,7 +208,7 @@ def prepare(
     """Every case, made once and kept below `folder` for the next time.
 
     Args:
-        cases: labelled ones.
+        cases: of one that has no label every voxel is background.
         preparation: how they are seen.
         values: of the label in the files, background first; a class is a place in this list.
         folder: where results are kept.
@@ -234,32 +237,29 @@ def _prepared(
     ignored: int | None,
     channels: int | None,
 ) -> Prepared:
-    about = [
-        preparation.model_dump(mode="json"),
-        list(values),
-        sorted(declared),
-        ignored,
-        channels,
-        str(case.images[0].resolve()),
-    ]
-    told = json.dumps([FORMAT, *about])
-    files = (path.stat() for path in (*case.images, *([case.label] if case.label else [])))
-    # The time of change notices a voxel that was drawn anew, without reading the files.
-    state = [(file.st_size, file.st_mtime_ns) for file in files]
-    key = blake2b(f"{told} {state}".encode(), digest_size=12).hexdigest()
+    about = [preparation.model_dump(mode="json"), list(values), sorted(declared), ignored, channels]
+    files = [*case.images, *([case.label] if case.label else [])]
+    # Two sets of labels may be equal in size and time, as after unpacking: labels are told apart by what is in them,
+    # images, which are large, by some of it.
+    state = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    content = fingerprint([case], {case.name: image_digest(case)})
+    key = blake2b(json.dumps([FORMAT, *about, state, content]).encode(), digest_size=12).hexdigest()
     image_file, label_file, places_file = (
         folder / f"{key}-{what}" for what in ("image.npy", "label.npy", "places.npz")
     )
     if not all(file.is_file() for file in (image_file, label_file, places_file)):
         volume = read_image(case, channels)
-        image = preparation.image(volume).astype(np.float16)
-        drawn = read_label(case, volume.grid)
-        if strange := sorted(set(np.unique(drawn).tolist()) - set(declared)):
-            raise BadInput(
-                f"{case.label}: dataset.json has no name for the label values {', '.join(map(str, strange[:5]))}: give "
-                "them one there, and see `volsam data check`"
-            )
-        label = preparation.label(drawn, volume.grid, values, ignored)
+        image = preparation.image(volume).clip(-MOST, MOST).astype(np.float16)
+        if case.label is None:
+            label = np.zeros(image.shape[1:], np.uint8)
+        else:
+            drawn = read_label(case, volume.grid)
+            if strange := sorted(set(np.unique(drawn).tolist()) - set(declared)):
+                raise BadInput(
+                    f"{case.label}: dataset.json has no name for the label values {', '.join(map(str, strange[:5]))}: "
+                    "give them one there, and see `volsam data check`"
+                )
+            label = preparation.label(drawn, volume.grid, values, ignored)
         for path, array in ((image_file, image), (label_file, label)):
             with replacing(path) as unfinished, unfinished.open("wb") as file:
                 np.save(file, array)

@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from volsam.data.convert import ENDING, making, write_images
+from volsam.data.convert import ENDING, has_test, making, write_images, write_label
 from volsam.data.dataset import FOLDERS, IGNORE, Case, Dataset, read_dataset, read_label, read_table
 from volsam.data.io import read_grid, read_volume, write_volume
 from volsam.data.splits import NAME as SPLITS
@@ -61,6 +61,7 @@ def mark_undrawn(
         if not any(case.unknown for case in found):
             raise BadInput(f"every case of {dataset.name} is drawn in all slices from its first to its last")
         _describe(dataset, folder, value)
+        _write_test(source, folder)
     return found
 
 
@@ -100,7 +101,7 @@ def axis_across(grid: Grid, plane: str) -> int:
 
 
 def _describe(dataset: Dataset, folder: Path, value: int) -> None:
-    """dataset.json with one label more, the splits, and the test part as it is."""
+    """dataset.json with one label more, and the splits."""
     table = read_table(dataset.folder)
     labels: dict[str, Any] = {**dataset.regions} or {**dataset.objects}
     table["labels"] = {"background": 0, **labels, IGNORE: value}
@@ -109,8 +110,18 @@ def _describe(dataset: Dataset, folder: Path, value: int) -> None:
     table["channel_names"] = {str(number): name for number, name in enumerate(dataset.channels)}
     table["file_ending"] = ENDING
     (folder / "dataset.json").write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name in (SPLITS, *FOLDERS["test"]):
-        if (dataset.folder / name).is_dir():
-            shutil.copytree(dataset.folder / name, folder / name)
-        elif (dataset.folder / name).is_file():
-            shutil.copyfile(dataset.folder / name, folder / name)
+    if (dataset.folder / SPLITS).is_file():
+        shutil.copyfile(dataset.folder / SPLITS, folder / SPLITS)
+
+
+def _write_test(source: Path, folder: Path) -> None:
+    """The test part as it is, in files of the usual names."""
+    images, labels = FOLDERS["test"]
+    if not has_test(source):
+        return
+    (folder / images).mkdir()
+    for case in read_dataset(source, "test").cases:
+        write_images(case, folder / images)
+        if case.label is not None:
+            (folder / labels).mkdir(exist_ok=True)
+            write_label(case.label, folder / labels / f"{case.name}{ENDING}", None)

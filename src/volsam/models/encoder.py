@@ -5,7 +5,9 @@ and a neck of (1 3 3) it is SAM's encoder (Kirillov et al. 2023, appendix A); wi
 (Wang et al. 2023), and without attention in its first blocks FastSAM3D's student (Shen et al. 2024).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
@@ -114,10 +116,33 @@ class Encoder(nn.Module):
         x = self.patches(image) + self.position
         taps = [self.at_taps[0](x)] if 0 in self.config.taps else []
         for passed, block in enumerate(self.blocks, start=1):
-            x = checkpoint(block, x, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else block(x)
+            x = recomputed(block, x) if self.recompute and torch.is_grad_enabled() else block(x)
             if passed in self.config.taps:
                 taps.append(self.at_taps[len(taps)](x))
         return self.neck(x), tuple(taps)
+
+
+def recomputed(block: nn.Module, x: Tokens) -> Tokens:
+    """What a block gives, computed once more on the way back instead of being kept."""
+    found: Tokens = checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _once_more()))
+    return found
+
+
+def is_once_more() -> bool:
+    """Whether a block is being computed again, so that statistics of what passes have seen it already."""
+    return _ONCE_MORE.get()
+
+
+_ONCE_MORE = ContextVar("once more", default=False)
+
+
+@contextmanager
+def _once_more() -> Iterator[None]:
+    before = _ONCE_MORE.set(True)
+    try:
+        yield
+    finally:
+        _ONCE_MORE.reset(before)
 
 
 class PatchEmbedding(nn.Conv3d):

@@ -40,7 +40,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     learning_rate: PositiveFloat = 1e-3
     """Peak rate, reached after the warm-up."""
     weight_decay: NonNegativeFloat = 0.01
-    """Of AdamW, on matrices and kernels only."""
+    """Of AdamW, on all weights of two or more axes: matrices and kernels, and tables of positions and tokens as well;
+    biases and norms do not decay."""
     warm_up: NonNegativeInt = 20
     """Steps over which the rate rises."""
     schedule: Literal["constant", "linear", "polynomial", "cosine"] = "cosine"

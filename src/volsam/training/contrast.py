@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from volsam.training.items import Item, Patches
 
@@ -35,25 +36,50 @@ class Views(Patches):
 
 
 class ContrastTask(nn.Module):
-    """An encoder learns to know its views again.
+    """An encoder learns to know its views again, among those of all places of a batch, whichever process has them.
 
-    A batch holds `image` (b 2 c d h w), b of at least 2.
+    A batch holds `image` (b 2 c d h w), b of at least 2 over all processes.
 
     Args:
         network: what is kept; its part `project` brings pooled features to the space in which views are compared.
         encode: images to features (b e d h w), by other parts of the network.
+        parts: in how many a batch is encoded, for less memory; more than one are encoded again on the way back.
     """
 
-    def __init__(self, network: nn.Module, encode: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, network: nn.Module, encode: Callable[[Tensor], Tensor], parts: int = 1) -> None:
         super().__init__()
         self.network = network
         self._encode = encode
+        self.parts = parts
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`loss`: cross-entropy of finding the other view among all others."""
         images = rearrange(batch["image"], "b two c d h w -> (two b) c d h w")
+        if self.parts == 1:
+            views = self._views(images)
+        else:
+            some = images.chunk(self.parts)
+            views = torch.cat([checkpoint(self._views, part, use_reentrant=False) for part in some])
+        return {"loss": contrast(of_all_processes(views))}
+
+    def _views(self, images: Tensor) -> Float[Tensor, "b c"]:
         pooled = reduce(self._encode(images), "b c d h w -> b c", "mean")
-        return {"loss": contrast(F.normalize(self.network.project(pooled), dim=1))}  # type: ignore[operator]
+        return F.normalize(self.network.project(pooled), dim=1)  # type: ignore[operator]
+
+
+def of_all_processes(views: Float[Tensor, "twob c"]) -> Float[Tensor, "twobp c"]:
+    """The views that all processes hold, in the order of theirs: the second views behind all first ones.
+
+    Only what this process holds has a gradient here, times the number of processes: their mean, which is learnt from,
+    is then the gradient of one loss over all views.
+    """
+    count = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    if count == 1:
+        return views
+    held = [torch.empty_like(views) for _ in range(count)]
+    distributed.all_gather(held, views.detach().contiguous())
+    held[distributed.get_rank()] = views.detach() + count * (views - views.detach())
+    return rearrange(torch.stack(held), "p (two b) c -> (two p b) c", two=2)
 
 
 def contrast(views: Float[Tensor, "twob c"], temperature: float = TEMPERATURE) -> Tensor:

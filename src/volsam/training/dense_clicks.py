@@ -120,7 +120,7 @@ def converse(
                 loss = loss + items.mean() + 0.5 * F.smooth_l1_loss(draft.quality[:, 0], dice, beta=0.1)
         scores.append(float(overlap(draft.half.detach(), half, known=known).mean()))
         if turn + 1 < turns:
-            prompts = next_prompts(prompts, draft.half.detach(), half, turn + 1, generator, targets.known)
+            prompts = next_prompts(prompts, draft.half.detach(), targets, turn + 1, generator)
     return loss / len(learned), scores
 
 
@@ -188,38 +188,33 @@ def _drawn_box(places: Tensor, click: Tensor, last: Tensor, generator: torch.Gen
 
 
 def next_prompts(
-    prompts: Prompts,
-    half: Tensor,
-    target: Tensor,
-    turn: int,
-    generator: torch.Generator,
-    known: Tensor | None = None,
+    prompts: Prompts, half: Float[Tensor, "tb 1 d h w"], targets: Targets, turn: int, generator: torch.Generator
 ) -> Prompts:
     """One more click in the larger error; 4 % of the clicks fall anywhere near the object, with the right sign.
 
-    half: (b 1 d h w) logits of the mask so far, at half size; target: (b 1 d h w) in 0..1, at half size;
-    known: as in `Targets`.
+    half: logits of the mask so far, at half size.
     """
-    seen = None if known is None else F.max_pool3d(known, 2)
-    mask, target = _seen(half, seen), (target > 0.5).float()
-    missed, added = target * (1 - mask), mask * (1 - target)
+    known, inside = targets.known, targets.masks > 0.5
+    mask = _seen(half, None if known is None else F.max_pool3d(known, 2))
+    # At half size a mask has added what holds none of the object, and missed what is mostly object. An object that is
+    # most of no voxel, as thin ones are, is missed wherever some of it is.
+    touched, filled = F.max_pool3d(inside.to(mask.dtype), 2), (targets.half > 0.5).to(mask.dtype)
+    thin = ~filled.flatten(1).any(dim=1)[:, None, None, None, None]
+    missed, added = torch.where(thin, touched, filled) * (1 - mask), mask * (1 - touched)
     thickness = [F.avg_pool3d(error, 5, 1, 2).amax(dim=(1, 2, 3, 4)) for error in (missed, added)]
-    positive = thickness[0] >= thickness[1]
-    error = torch.where(positive[:, None, None, None, None], missed, added)
-    deep = place = deepest(error, generator).float()
+    positive = (thickness[0] >= thickness[1])[:, None, None, None, None]
+    error = torch.where(positive, missed, added)
+    outside = ~inside if known is None else ~inside & (known > 0)
+    deep = place = _onto(deepest(error, generator).float(), torch.where(positive, inside, outside))
     stray = torch.rand(len(place), generator=generator).to(place.device) < 0.04
     place = torch.where(stray[:, None], place + 4 * torch.randn(place.shape, generator=generator).to(place), place)
-    d, h, w = target.shape[-3:]
-    place = place.clamp(min=0).minimum(2 * torch.tensor((d, h, w), device=place.device) - 1)
+    place = place.clamp(min=0).minimum(torch.tensor(inside.shape[-3:], device=place.device) - 1)
     if known is not None:
-        place = torch.where(_at(known, place), place, _onto(deep, known))
-    index = (place / 2).long()
-    at = (index[:, 0].clamp(max=d - 1) * h + index[:, 1].clamp(max=h - 1)) * w + index[:, 2].clamp(max=w - 1)
-    sign = target.flatten(1).gather(1, at[:, None])[:, 0] > 0.5
+        place = torch.where(_at(known, place), place, deep)
     points, labels = prompts.points.clone(), prompts.labels.clone()
     some = error.flatten(1).sum(1) > 0
     points[:, turn] = torch.where(some[:, None], place, NOWHERE)
-    labels[:, turn] = torch.where(some, sign.long(), -1)
+    labels[:, turn] = torch.where(some, _at(inside, place)[:, 0].long(), -1)
     fed = half.detach()
     if torch.rand(1, generator=generator).item() < 0.1:
         return Prompts(points, labels, prompts.box)
@@ -284,8 +279,9 @@ def _seen(half: Tensor, known: Tensor | None) -> Tensor:
 
 def _at(wanted: Tensor, places: Tensor) -> Tensor:
     """Whether voxels (b 3) are wanted (b 1 d h w), as (b 1)."""
-    found = [bool(there[(0, *place)]) for there, place in zip(wanted, places.long().tolist(), strict=True)]
-    return torch.tensor(found, device=places.device)[:, None]
+    _, h, w = wanted.shape[-3:]
+    z, y, x = places.long().unbind(dim=1)
+    return wanted.flatten(1).gather(1, ((z * h + y) * w + x)[:, None]) > 0
 
 
 def _onto(places: Tensor, wanted: Tensor) -> Tensor:

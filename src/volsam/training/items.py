@@ -61,6 +61,8 @@ class Patches(Items):
         seed: of what is drawn.
         seen: what the network sees (c d h w), from a patch of the first channel (d h w) and where the volume is in it:
             `normalise` for volsam-s. Without it patches are seen as they are prepared.
+        still: leave values that are not above zero as they are, for a `seen` that looks at what is above zero: there
+            the air of a scan would count as well, once it was made a little brighter.
         placed: tell beside it where every voxel lies in its volume, in three channels more.
         points: clicks to give beside it, in the object and anywhere; see `PointsTask`.
         one_object: let the label be 1 in one class, around which the patch is drawn, and 0 elsewhere, `UNKNOWN` aside;
@@ -75,6 +77,7 @@ class Patches(Items):
         seed: int,
         *,
         seen: Seen | None = None,
+        still: bool = False,
         placed: bool = False,
         points: tuple[int, int] | None = None,
         one_object: bool = False,
@@ -84,6 +87,7 @@ class Patches(Items):
         self.patch = patch
         self.augment = augment
         self.seen = seen
+        self.still = still
         self.placed = placed
         self.points = points
         self.one_object = one_object
@@ -111,7 +115,8 @@ class Patches(Items):
             outside = 0 if chosen is None else int(np.sum(case.label == chosen + 1) - np.sum(label == OBJECT))
         image, label, known = self.augment.places(image, label, known, random)
         image, told = image[:channels], image[channels:]
-        image = self.augment.values(self.augment.brightness(image, random), random)
+        changed = self.augment.values(self.augment.brightness(image, random), random)
+        image = np.where(image > 0, changed, image) if self.still else changed
         if self.seen is not None:  # last, as with a volume that is met later
             image, label = self.seen(image[0], known), label * known
         item = {

@@ -38,6 +38,14 @@ class Staged(Protocol):
         """How far the schedule is, 0 to 1."""
 
 
+@runtime_checkable
+class Whole(Protocol):
+    """A task whose loss is not the mean over the items of a batch, so that it takes batches whole."""
+
+    parts: int
+    """In how many it passes a batch through the network by itself."""
+
+
 @dataclass
 class State:
     """How far a run is."""
@@ -81,7 +89,7 @@ def fit(
     """Train `task.network`; what it learns is in `folder` when this returns.
 
     Args:
-        task: a batch to a dict of losses; `loss` is minimised.
+        task: a batch to a dict of losses; `loss` is minimised, and is of the whole batch if the task is `Whole`.
         items: what there is to see, by number.
         config: the schedule.
         folder: where weights and log go, and from where a stopped run goes on.
@@ -93,6 +101,7 @@ def fit(
 
     Two processes, started by torchrun, share each batch; gradients are averaged over them.
     """
+    parts = parts_of(task, config)
     fabric = _fabric(config, device)
     if config.batch_size % (fabric.world_size * config.accumulate):
         raise BadInput(
@@ -108,7 +117,7 @@ def fit(
     _resume(folder, network, optimiser, average, state)
 
     numbers = Numbers(config.batch_size, state.step, fabric.global_rank, fabric.world_size)
-    feed = batches(items, numbers, config.accumulate, config.workers)
+    feed = batches(items, numbers, parts, config.workers)
     task.train()
     clock = monotonic if config.clock == "wall" else process_time
     began = clock() - state.seconds
@@ -122,13 +131,13 @@ def fit(
         if isinstance(task, Staged):
             task.at(part)
         told: dict[str, float] = {}
-        for turn in range(config.accumulate):
+        for turn in range(parts):
             batch = fabric.to_device(next(feed))
-            with fabric.no_backward_sync(model, enabled=turn < config.accumulate - 1):
+            with fabric.no_backward_sync(model, enabled=turn < parts - 1):
                 losses = model(batch)
-                fabric.backward(losses["loss"] / config.accumulate)
+                fabric.backward(losses["loss"] / parts)
             for name, value in losses.items():
-                told[name] = told.get(name, 0.0) + float(value.detach()) / config.accumulate
+                told[name] = told.get(name, 0.0) + float(value.detach()) / parts
         if not torch.isfinite(torch.tensor(told["loss"])):
             raise BadInput(
                 f"the loss is no number any more at step {state.step}: use a lower learning_rate or full precision"
@@ -156,6 +165,11 @@ def fit(
             _save(folder, network, optimiser, average, state)
     fabric.barrier()
     return state
+
+
+def parts_of(task: nn.Module, config: TrainConfig) -> int:
+    """In how many parts a task is given the batch of a step."""
+    return 1 if isinstance(task, Whole) else config.accumulate
 
 
 def _fabric(config: TrainConfig, device: str) -> Any:
@@ -186,7 +200,7 @@ def _agreed(fabric: Any, config: TrainConfig, seconds: float) -> float:
 
 
 def _decayed(groups: Sequence[tuple[list[nn.Parameter], float]], config: TrainConfig) -> list[dict[str, Any]]:
-    """Each group twice: matrices and kernels decay, biases and norms do not."""
+    """Each group twice: weights of two or more axes decay, biases and norms do not."""
     found = []
     for parameters, share in groups:
         for decay in (True, False):
@@ -293,8 +307,8 @@ def _save(folder: RunFolder, network: nn.Module, optimiser: Any, average: Averag
         "average": None if average is None else average.weights,
         "state": vars(state),
     }
-    with replacing(folder.path / RESUME) as unfinished:
-        torch.save(content, unfinished)
+    with replacing(folder.path / RESUME) as unfinished, unfinished.open("wb") as file:
+        torch.save(content, file)
     folder.save(LAST, network, None if average is None else average.weights)
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
-from volsam.data.files import replacing
 from volsam.errors import BadFile, BadInput
-from volsam.training.run import Record
+from volsam.training.run import Record, write_tensors
 
 SUFFIX = ".safetensors"
 KEY = "volsam.run"
@@ -75,14 +74,11 @@ def unpack(path: Path) -> Packed:
 
 def write(run: Packed, path: Path) -> None:
     """Write the file, whole or not at all."""
-    from safetensors.torch import save_file
-
     if path.suffix != SUFFIX or path.is_dir():
         raise BadInput(f"-o {path}: a run goes into a file that ends in {SUFFIX}")
     if not path.parent.is_dir():
         raise BadInput(f"-o {path}: the folder {path.parent} does not exist: make it first")
-    with replacing(path) as unfinished:
-        save_file({name: value.contiguous() for name, value in run.tensors.items()}, unfinished, metadata=run.header)
+    write_tensors(path, {name: value.contiguous() for name, value in run.tensors.items()}, run.header)
 
 
 def nameless(record: Record) -> Record:

@@ -138,13 +138,10 @@ class RunFolder:
 
     def save(self, name: str, network: nn.Module, average: Mapping[str, Tensor] | None = None) -> None:
         """Write the trained weights, or their running average."""
-        from safetensors.torch import save_file
-
         weights = {key: value.detach().cpu().contiguous().clone() for key, value in kept(network, self.keeps).items()}
         if average is not None:
             weights |= {key: value.detach().cpu().contiguous() for key, value in average.items()}
-        with replacing(self.path / name) as unfinished:
-            save_file(weights, unfinished)
+        write_tensors(self.path / name, weights)
 
     @property
     def weights(self) -> Path:
@@ -182,6 +179,14 @@ class RunFolder:
             writer = csv.DictWriter(file, fieldnames=list(COLUMNS))
             writer.writeheader()
             writer.writerows(rows)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all; through a file of Python's, which says when a disk is full."""
+    from safetensors.torch import save
+
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        file.write(save(dict(tensors), header))
 
 
 COLUMNS = ("step", "minutes", "rate", "loss", "dice", "validation")

@@ -173,8 +173,9 @@ def items(
 ) -> Items:
     """Cubes around one object each."""
     first = [Prepared(case.name, case.image[:1], case.label, case.places) for case in cases]
-    seen = above_zero if plan.preparation.scaling == "above zero" else None
-    return Patches(first, plan.patch, augment_of(plan, config), config.seed, one_object=True, seen=seen)
+    above = plan.preparation.scaling == "above zero"
+    seen = above_zero if above else None
+    return Patches(first, plan.patch, augment_of(plan, config), config.seed, one_object=True, seen=seen, still=above)
 
 
 def groups(network: nn.Module, config: ClicksConfig) -> list[tuple[list[nn.Parameter], float]]:

@@ -55,7 +55,8 @@ class Method:
     with add to them; settled: settings, none of them `auto`, for so many training cases; begin: what else a new run
     takes over before its first step; teacher: the name of the model that is imitated, "" for none; recalled: settings
     of a stored run, before its network is built again, which a method may refuse;
-    keeps: a pattern of names of weights that are drawn anew and do not learn, so that they must be stored all the same.
+    keeps: a pattern of names of weights that are drawn anew and do not learn, so that they must be stored all the same;
+    labelled: whether it learns from labels; if not, cases need none, and none is read.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Method:
     teacher: Callable[[Any], str] = lambda config: ""
     recalled: Callable[[Any], Any] = lambda config: config
     keeps: str = ""
+    labelled: bool = True
 
 
 methods: Registry[Method] = Registry("method")

@@ -23,7 +23,6 @@ from volsam.recipes.methods.method import (
     plan_of,
     scaled,
 )
-from volsam.training import processes
 from volsam.training.contrast import ContrastTask, Views, projection
 from volsam.training.items import Items, Patches
 from volsam.training.losses import dice_and_cross_entropy
@@ -225,14 +224,10 @@ def way_down(network: nn.Module) -> list[nn.Module]:
 
 
 def contrast_task(network: nn.Module, plan: Plan, config: ContrastConfig) -> nn.Module:
-    """Views of the same place are alike, and unlike those of other places in the same pass."""
-    count = processes.count()
-    if config.batch_size // config.accumulate // count < 2:
-        raise BadInput(
-            f"SimCLR tells places of one pass apart, so it needs two or more: batch_size={config.batch_size} in "
-            f"accumulate={config.accumulate} parts and {count} process{'es' * (count > 1)} leaves one"
-        )
-    return ContrastTask(network, nn.Sequential(*way_down(network)))
+    """Views of the same place are alike, and unlike those of other places in the same batch."""
+    if config.batch_size < 2:
+        raise BadInput("SimCLR tells the places of a batch apart, so it needs two or more: batch_size=1 is one")
+    return ContrastTask(network, nn.Sequential(*way_down(network)), config.accumulate)
 
 
 def views(
@@ -256,5 +251,6 @@ methods.add(
         items=views,
         model=model,
         groups=all_alike,
+        labelled=False,
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ from volsam.recipes.trained import initial, is_automatic
 from volsam.training import processes
 from volsam.training.config import TrainConfig, configured
 from volsam.training.items import Items
-from volsam.training.loop import Progress, State, fit
+from volsam.training.loop import Progress, State, fit, parts_of
 from volsam.training.run import RUN, Init, Plan, Record, RunFolder, counts
 
 if TYPE_CHECKING:
@@ -46,7 +46,12 @@ OWN_SPLITS = "splits.json"
 
 
 def choose_cases(
-    dataset: Dataset, fold: int | None, limit: int | None, seed: int, patient: Callable[[str], str] = lambda name: name
+    dataset: Dataset,
+    fold: int | None,
+    limit: int | None,
+    seed: int,
+    patient: Callable[[str], str] = lambda name: name,
+    labelled: bool = True,
 ) -> Fold:
     """The cases to train on, to choose by, and to leave for the test.
 
@@ -58,12 +63,17 @@ def choose_cases(
         limit: learn from so many training cases only, drawn by `seed`.
         seed: of the draw; the same seed gives growing sets that hold one another.
         patient: tells from a case's name whose it is.
+        labelled: whether labels are learnt from; if not, the cases without one, which no fold holds, are learnt from
+            as well.
     """
     names = [case.name for case in dataset.cases if case.label is not None]
-    if not names:
+    if not names and labelled:
         raise BadInput(f"{dataset.folder} has no labelled case: labels lie in {FOLDERS['training'][1]}")
-    found = Fold(tuple(sorted(names))) if fold is None else _dealt(dataset, names, fold, patient)
+    found = Fold(tuple(sorted(names))) if fold is None or not names else _dealt(dataset, names, fold, patient)
     train = list(found.train)
+    if not labelled:
+        dealt = {*found.train, *found.val, *found.test}
+        train += [case.name for case in dataset.cases if case.label is None and case.name not in dealt]
     if not train:
         raise BadInput(f"fold {fold} of {dataset.folder} has no case to train on")
     if limit is not None:
@@ -140,20 +150,19 @@ def start(
     """A run made ready: cases prepared, network built, its folder begun. The same call goes on with a stopped run."""
     method = load_methods()[name]
     config = method.settled(configured(method.config, method.complete(settings, init)), len(fold.train))
-    known = {case.name: case for case in dataset.cases}
+    known = {case.name: case if method.labelled else replace(case, label=None) for case in dataset.cases}
     missing = [case for case in (*fold.train, *fold.val) if case not in known]
     if missing:
         raise BadInput(f"{dataset.folder} has no case {missing[0]!r}, which its splits name")
     training = [known[case] for case in fold.train]
-    validation = [known[case] for case in _some(fold.val, config.validation_cases, config.seed)]
+    chosen_by = fold.val if method.labelled else ()
+    validation = [known[case] for case in _some(chosen_by, config.validation_cases, config.seed)]
     weights, began = initial(method, init)
     taught_by = method.teacher(config)
     teacher = initial(method, taught_by)[1] if taught_by else Init(name="")
     plan = method.plan(dataset, training, config)
-    if len(plan.labels) < 2:
-        raise BadInput(
-            f"{dataset.folder / 'dataset.json'} names no label but the background: there is nothing to learn"
-        )
+    if method.labelled:
+        _require_labels([*training, *validation], plan, dataset)
     torch.manual_seed(config.seed)
     network = method.network(plan, config, weights)
     method.begin(network, config)
@@ -196,7 +205,8 @@ def start(
         ignored=plan.ignored,
         channels=plan.channels,
     )
-    _require_objects(prepared, plan, dataset)
+    if method.labelled:
+        _require_objects(prepared, plan, dataset)
     for case in progress(validation, "reading validation cases") if not run.resumes else ():
         read_label(case, read_image(case, plan.channels).grid)  # a bad one is found now, and not after an hour
     network.to(device)
@@ -220,7 +230,8 @@ def prospect(job: Job) -> Prospect:
     """Make one step without learning from it, and foretell the rest."""
     from torch.utils.data import default_collate
 
-    own = max(1, job.config.batch_size // job.config.accumulate // processes.count())
+    parts = parts_of(job.task, job.config)
+    own = max(1, job.config.batch_size // parts // processes.count())
     batch = {name: value.to(job.device) for name, value in default_collate([job.items[i] for i in range(own)]).items()}
     cuda = job.device.startswith("cuda")
     if cuda:
@@ -244,7 +255,7 @@ def prospect(job: Job) -> Prospect:
     # AdamW keeps two numbers of four bytes for every weight that learns.
     moments = 8 * trained / 1e9
     memory = torch.cuda.max_memory_allocated(job.device) / 1e9 if cuda else _peak()
-    steps = seconds[-1] * job.config.accumulate * job.config.max_steps
+    steps = seconds[-1] * parts * job.config.max_steps
     seconds_in_all = 60 * job.config.minutes if job.config.minutes else steps
     return Prospect(trained, frozen, seconds_in_all, None if memory is None else memory + moments)
 
@@ -335,9 +346,9 @@ def _require_same(run: RunFolder, record: Record) -> None:
     for what, (old, new) in {
         "another method": (before.method, record.method),
         **settings,
-        "another label to ignore": (before.plan.ignored, record.plan.ignored),
         "another choice of cases": (", ".join(before.training), ", ".join(record.training)),
         "other images or labels of these cases": (before.fingerprint, record.fingerprint),
+        **_plans(before.plan, record.plan),
         "other weights to begin with": (before.init.name or "none", record.init.name or "none")
         if before.init.sha256 != record.init.sha256
         else ("", ""),
@@ -345,6 +356,42 @@ def _require_same(run: RunFolder, record: Record) -> None:
     }.items():
         if old != new:
             raise BadInput(f"{run.path} holds a run with {what} ({old}, now {new}): give another folder with -o")
+
+
+# What has changed where two plans differ, but neither a setting nor the files of a case, which are told of before.
+OF_PLAN = {
+    "labels": "other labels in dataset.json",
+    "values": "other values of the labels in dataset.json",
+    "channels": "another number of channels in dataset.json",
+    "patch": "another size of patches",
+    "flip": "another choice of mirror images",
+    "ignored": "another label to ignore in dataset.json",
+}
+
+
+def _plans(before: Plan, now: Plan) -> dict[str, tuple[str, str]]:
+    """Every field of a plan in words, and what it was and is."""
+    told: list[dict[str, str]] = []
+    for plan in (before, now):
+        fields = plan.model_dump(mode="json")
+        seen = fields.pop("preparation")
+        words = {OF_PLAN.get(name, f"another {name} of its plan"): value for name, value in fields.items()}
+        words |= {f"another {name} of volumes": value for name, value in seen.items()}
+        told.append({what: _listed(value) for what, value in words.items()})
+    return {what: (told[0][what], told[1][what]) for what in told[0]}
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _require_labels(cases: Sequence[Case], plan: Plan, dataset: Dataset) -> None:
+    if len(plan.labels) < 2:
+        raise BadInput(
+            f"{dataset.folder / 'dataset.json'} names no label but the background: there is nothing to learn"
+        )
+    if unlabelled := [case.name for case in cases if case.label is None]:
+        raise BadInput(f"{dataset.folder}: case {unlabelled[0]} has no label to learn from")
 
 
 def _require_objects(cases: Sequence[Prepared], plan: Plan, dataset: Dataset) -> None:
