@@ -21,6 +21,7 @@ from volsam.training import packed
 from volsam.training.config import TrainConfig, configured, described
 from volsam.training.items import Numbers
 from volsam.training.loop import State, _decayed, _save
+from volsam.training.run import OWN_SPLITS
 
 from .conftest import UNET
 
@@ -66,7 +67,7 @@ def test_of_many_validation_cases_some_are_looked_at(tmp_path):
     assert len(chosen) == len(set(chosen)) == 2
     assert set(chosen) < set(fold.val)
     assert [case.name for case in job.validation] == list(chosen)
-    assert read_splits(tmp_path / "run" / runs.OWN_SPLITS) == [fold], "what is left for others stays known"
+    assert read_splits(tmp_path / "run" / OWN_SPLITS) == [fold], "what is left for others stays known"
 
 
 def test_averaged_weights_go_on_too(a_dataset, tmp_path):

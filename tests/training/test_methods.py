@@ -20,6 +20,7 @@ from volsam.prompts import Click
 from volsam.recipes.importing import load, load_automatic
 from volsam.recipes.methods import runs, slices
 from volsam.recipes.methods.method import load_methods
+from volsam.recipes.methods.validation import score
 from volsam.recipes.trained import load_run, pack
 from volsam.training import packed
 from volsam.training.config import configured
@@ -270,7 +271,7 @@ def test_blocks_can_be_computed_again_where_there_are_blocks(method, a_dataset, 
 def test_volsam_s_learns_the_shapes_of_a_dataset(a_dataset, tmp_path):
     job, _ = trained("adapt", a_dataset, tmp_path / "run", None, max_steps=40, learning_rate=5e-3)
     model = load_run(tmp_path / "run", "cpu")
-    scores = [runs.score(model, case, job.plan) for case in a_dataset.cases]
+    scores = [score(model, case, job.plan) for case in a_dataset.cases]
     assert np.mean(scores) > 0.5
 
 

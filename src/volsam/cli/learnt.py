@@ -9,9 +9,6 @@ from pathlib import Path
 from volsam.data.dataset import Case
 from volsam.errors import BadFile
 
-# Beside the weights of a run: its fold, with the cases that it never saw as "test".
-SPLITS = "splits.json"
-
 
 @dataclass(frozen=True)
 class Learnt:
@@ -71,9 +68,10 @@ def learnt_by(model: str) -> Learnt | None:
     if place is None:
         return None
     from volsam.data.splits import Fold, read_splits
+    from volsam.training.run import OWN_SPLITS
 
     record = record_of(place)
-    file = place / SPLITS
+    file = place / OWN_SPLITS
     fold = read_splits(file)[0] if file.is_file() else Fold()
     return Learnt(
         record.method,

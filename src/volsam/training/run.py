@@ -27,6 +27,8 @@ from volsam.errors import BadFile, BadInput
 
 FORMAT = 2
 RUN, BEST, LAST, RESUME, LOG = "run.json", "best.safetensors", "last.safetensors", "resume.pt", "log.csv"
+# The fold of a run, with the cases that it never saw as "test", if the dataset has no such file.
+OWN_SPLITS = "splits.json"
 
 
 class Init(BaseModel, frozen=True):
