@@ -143,7 +143,7 @@ class Grid:
         return Grid((shape[0], shape[1], shape[2]), affine)
 
     def coarsened(self, step: int) -> Grid:
-        """The grid whose voxels are blocks of `step`³ of this one's; a rest at the far ends is left out."""
+        """The grid whose voxels are blocks of `step`³ of this one's; voxels left over at the far ends are dropped."""
         affine = self.affine.copy()
         affine[:3, :3] = self.affine[:3, :3] * step
         affine[:3, 3] = self.to_world(np.full(3, (step - 1) / 2))

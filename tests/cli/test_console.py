@@ -92,7 +92,7 @@ def test_memory_that_runs_out_is_told_with_what_was_wanted(error):
 
 def test_a_file_that_the_system_refuses_is_named():
     said = run(raising(OSError(errno.ENOSPC, "No space left on device", "/big/mask.nii.gz"))).stderr
-    assert said == "error: /big/mask.nii.gz: No space left on device; is there room, and may it be read and written?\n"
+    assert said == "error: /big/mask.nii.gz: No space left on device; check free space and permissions\n"
 
 
 def test_wrong_usage_ends_with_2():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,22 @@ def test_reports_on_other_files_of_the_same_names_are_not_compared(type_, a_data
     moved(other / f"{file}.nii.gz")
     assert type_("evaluate", predictions, other, "-o", tmp_path / "two", *words, "two").exit_code == 0
     assert f"one and two were scored on different files of case2 ({what})" in error_of(type_(*compare))
+
+
+def test_classes_of_a_large_file_are_found_without_a_list_of_its_voxels(tmp_path):
+    from volsam.cli.scenes import source_of
+
+    labels = np.zeros((96, 128, 128), np.uint8)
+    labels[20:40, 20:40, 20:40], labels[60:80, 60:80, 60:80] = 7, 3
+    np.savez(tmp_path / "a.npz", imgs=labels, gts=labels)
+    source = source_of(tmp_path, None, 0, None)
+    tracemalloc.start()
+    scene = source.read(source.cases[0])
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert scene.objects.values_of == {"class 3": 3, "class 7": 7}
+    assert [type(value) for value in scene.objects.values_of.values()] == [int, int]
+    assert most < 8 * labels.size  # a list takes as much by itself
 
 
 def test_files_of_the_challenge_are_known_with_their_labels(type_, a_model, a_dataset, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from volsam.data.dataset import read_dataset
 from volsam.data.io import read_volume, write_volume
+from volsam.evaluation.metrics import distances, nsd
 
 from .conftest import error_of
 from .lesions import LABELS, write_lesions
@@ -133,6 +134,26 @@ def test_what_lies_on_voxels_to_ignore_is_neither_right_nor_wrong(type_, a_datas
     assert type_("evaluate", masks, a_dataset_with_a_rest, "-o", out, "--split", "all").exit_code == 0
     assert {(row["object"], row["dice"], row["nsd"], row["hd"]) for row in rows_of(out)} == {("lesion", "1", "1", "0")}
     assert 'Voxels labelled 2, "ignore", are neither right nor wrong' in (out / "report.md").read_text()
+
+
+def test_slices_to_ignore_are_no_surface(type_, tmp_path):
+    """Of a pile of slices one in three is labelled: what is compared is the outlines there."""
+    dataset = write_lesions(tmp_path / "lesions", labels={"background": 0, "lesion": 1, "ignore": 2})
+    for case in read_dataset(dataset).cases:
+        volume = read_volume(case.label)
+        labels = volume.data[0] % 2
+        labels[..., np.arange(labels.shape[2]) % 3 > 0] = 2
+        write_volume(volume.with_data(labels[None]), case.label)
+    masks = predicted(dataset, tmp_path / "masks", lambda labels: np.roll(labels, 3, axis=0) % 2)
+    words = ("--split", "all", "--objects", "lesion", "--tolerance", 1)
+    assert type_("evaluate", masks, dataset, "-o", tmp_path / "report", *words).exit_code == 0
+    for row, case in zip(rows_of(tmp_path / "report"), read_dataset(dataset).cases, strict=True):
+        labels, mask = (read_volume(file) for file in (case.label, masks / f"{case.name}.nii.gz"))
+        pair, spacing, unknown = (mask.data[0] == 1, labels.data[0] == 1), labels.grid.spacing, labels.data[0] == 2
+        expected = nsd(*pair, spacing, 1.0, unknown=unknown)
+        assert float(row["nsd"]) == pytest.approx(expected, abs=1e-4)
+        assert float(row["assd"]) == pytest.approx(distances(*pair, spacing, unknown=unknown).assd, abs=1e-3)
+        assert expected < nsd(*pair, spacing, 1.0) - 0.1
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,24 @@ def test_boxes_of_the_challenges_files_are_axial_whatever_the_voxels(evaluated, 
     assert json.loads((tmp_path / "report" / "settings.json").read_text())["plane"] == "axial"
 
 
+@pytest.mark.parametrize(("rule", "spacing"), [("cvpr2025", (2, 1, 1.5)), ("standard", (1.5, 1, 2))])
+def test_the_challenges_rule_takes_the_spacing_of_its_files_as_its_script_does(
+    evaluated, tmp_path, monkeypatch, rule, spacing
+):
+    from volsam.evaluation import rules
+
+    taken = []
+
+    def nsd(mask, target, spacing, tolerance, **more):
+        taken.append(tuple(spacing))
+        return 0.5
+
+    monkeypatch.setattr(rules, "nsd", nsd)
+    files = challenge_files(tmp_path / "npz", write_lesions(tmp_path / "lesions", SHAPE, (1.5, 1, 2)))
+    evaluated(files, "--protocol", "cvpr2025", "--rule", rule)
+    assert set(taken) == {spacing}
+
+
 def test_another_plane_than_that_of_the_boxes_is_refused_at_once(type_, a_slice_model, tmp_path):
     files = challenge_files(tmp_path / "npz", write_lesions(tmp_path / "lesions"))
     words = ("--protocol", "cvpr2025", "--plane", "sagittal")

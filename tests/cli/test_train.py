@@ -68,7 +68,7 @@ def test_regions_are_scored_of_a_run_that_has_learnt_their_labels(a_dataset, tmp
     code, output = said("train", "unet", a_dataset, "-o", tmp_path / "run", *QUICK)
     assert code == 0, output
     assert "2 classes (label 1, box)" in output
-    assert "has regions, shapes, box: learnt are the labels that they join" in output
+    assert "has regions, shapes, box: the labels that make them up are learnt" in output
     code, output = said("evaluate", tmp_path / "run", a_dataset, "-o", tmp_path / "report")
     assert code == 0, output
     rows = json.loads((tmp_path / "report/results.json").read_text())["rows"]
@@ -228,17 +228,17 @@ def test_settings_of_the_line_win_over_those_of_a_file(a_dataset, tmp_path):
         (["train", "unet", "{data}/nothing", "-o", "{run}"], "is not a dataset"),
         (["train", "unet", "{data}", "-o", "{run}", "--set", "steps=3"], "there is no setting 'steps'"),
         (["train", "unet", "{data}", "-o", "{run}", "--set", "max_step=3"], "did you mean 'max_steps'?"),
-        (["train", "unet", "{data}", "-o", "{run}", "--set", "seed=-1"], "seed=-1 will not do"),
-        (["train", "unet", "{data}", "-o", "{run}", "--set", "augment=many"], "augment='many' will not do"),
+        (["train", "unet", "{data}", "-o", "{run}", "--set", "seed=-1"], "seed=-1 is not valid"),
+        (["train", "unet", "{data}", "-o", "{run}", "--set", "augment=many"], "augment='many' is not valid"),
         (
             ["train", "adapt", "{data}", "-o", "{run}", "--set", "edge=50"],
-            "edge=50 will not do: it is a multiple of 16",
+            "edge=50 is not valid: it must be a multiple of 16",
         ),
-        (["train", "dynunet", "{data}", "-o", "{run}", "--set", "edge=50"], "edge=50 will not do"),
+        (["train", "dynunet", "{data}", "-o", "{run}", "--set", "edge=50"], "edge=50 is not valid"),
         (["train", "adapt", "{data}", "-o", "{run}", "--init", "sam-mini"], "are not those of volsam-s"),
         (["train", "unet", "{data}", "-o", "{run}", "--patient", "nobody"], "finds no patient"),
         (["train", "unet", "{data}", "-o", "{run}", "--set", "steps"], "write KEY=VALUE"),
-        (["train", "unet", "{data}", "-o", "{run}", "--set", "max_steps=0"], "max_steps=0 will not do"),
+        (["train", "unet", "{data}", "-o", "{run}", "--set", "max_steps=0"], "max_steps=0 is not valid"),
         (["train", "unet", "{data}", "-o", "{run}", "--config", "{run}.yaml"], "No such file"),
         (["train", "unet", "{data}", "-o", "{run}", "--fold", "7"], "--fold 7"),
         (["train", "unet", "{data}", "-o", "{run}", "--fold", "x"], "--fold is a number from 0, or all"),

@@ -9,6 +9,7 @@ import pytest
 
 from volsam.data.check import check
 from volsam.data.dataset import Case, read_dataset, read_image, read_label
+from volsam.data.splits import chosen_cases
 from volsam.errors import BadFile, BadInput
 
 TABLE = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "spleen": 2}, "file_ending": ".nii.gz"}
@@ -115,6 +116,20 @@ def test_the_decathlon_form_is_read(tmp_path):
     assert (read_image(dataset.case("s_2")).data == np.stack([an_image(1), an_image(2)])).all()
     assert check(dataset) == ["there is one case only: none is left to validate on"]
     assert [case.name for case in read_dataset(tmp_path, "test").cases] == ["s_9"]
+
+
+@pytest.mark.parametrize("listed", ["./imagesTs/b1.nii.gz", {"image": "./imagesTs/b1.nii.gz"}])
+@pytest.mark.parametrize("image", ["b1.nii.gz", "b1_0000.nii.gz"])
+def test_labels_of_a_listed_test_part_lie_beside_its_images(a_dataset, listed, image):
+    """Lists of Decathlon and of nnU-Net v1 name images alone."""
+    describe(a_dataset, test=[listed])
+    save(a_dataset / "imagesTs" / image, an_image(9))
+    (case,) = read_dataset(a_dataset, "test").cases
+    assert (case.name, case.label) == ("b1", None)
+    save(a_dataset / "labelsTs" / "b1.nii.gz", a_label(1))
+    (case,) = read_dataset(a_dataset, "test").cases
+    assert (case.name, case.label) == ("b1", a_dataset / "labelsTs" / "b1.nii.gz")
+    assert [case.name for case in chosen_cases(a_dataset)[1]] == ["b1"]
 
 
 def test_a_list_that_leaves_out_the_channel_number_means_the_file_that_is_there(a_dataset):

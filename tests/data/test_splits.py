@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -64,6 +65,22 @@ def test_the_validation_cases_test_where_there_is_nothing_else(a_dataset):
         chosen_cases(a_dataset)
     write_splits([Fold(tuple("abc"), tuple("de"))], a_dataset / "splits_final.json")
     assert names_of(a_dataset) == "de"
+
+
+def test_a_name_that_both_folders_have_is_that_of_the_training_case(a_dataset, tmp_path):
+    """Another image goes by it in the test part, which is scored alone or not at all."""
+    for kind, end in (("images", "_0000.nii.gz"), ("labels", ".nii.gz")):
+        shutil.copy(a_dataset / f"{kind}Ts" / f"x{end}", a_dataset / f"{kind}Ts" / f"a{end}")
+    write_splits([Fold(("a", "b"), ("c",), ("x",)), Fold(("c",), ("b",), ("a",))], a_dataset / "splits_final.json")
+    (tmp_path / "list").write_text("a\nx\n")
+    for asked in (("train",), ("test", 1), (str(tmp_path / "list"),)):
+        assert chosen_cases(a_dataset, *asked)[1][0].images == (a_dataset / "imagesTr" / "a_0000.nii.gz",)
+    (a_dataset / "splits_final.json").unlink()
+    assert chosen_cases(a_dataset)[1][0].images == (a_dataset / "imagesTs" / "a_0000.nii.gz",)
+    with pytest.raises(BadInput, match="has a case a in imagesTr and another in imagesTs"):
+        chosen_cases(a_dataset, "all")
+    (a_dataset / "labelsTr" / "a.nii.gz").unlink()
+    assert names_of(a_dataset, "all") == "bcdeaxy"
 
 
 @pytest.mark.parametrize(

@@ -172,8 +172,8 @@ def test_goals_are_lines_with_comments(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("click.cold.cpu_ratio(net, other) > 10", "is no goal"),
-        ("click.cold.speed(net, other) >= 10", "is no goal"),
+        ("click.cold.cpu_ratio(net, other) > 10", "is not a goal"),
+        ("click.cold.speed(net, other) >= 10", "is not a goal"),
         ("click.hot.cpu_ratio(net, other) >= 10", "measured nowhere"),
         ("t.cpu_ratio(net, nobody) >= 1", "no model is called 'nobody'"),
         ("# nothing\n", "holds no goal"),

@@ -43,6 +43,25 @@ def test_scores_of_two_rules_or_of_other_cases_are_not_compared(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("one", "two", "said"),
+    [
+        ({"objects": {"liver": 1, "spleen": 2}}, {"objects": {"liver": 1, "spleen": [2, 3]}}, r"spleen 2 and \[2, 3\]"),
+        ({"ignore": None}, {"ignore": 3}, "ignore None and 3"),
+    ],
+)
+def test_scores_of_other_labels_under_one_name_are_refused(tmp_path, one, two, said):
+    with pytest.raises(BadInput, match=rf"were scored with .*{said}: such scores cannot be compared"):
+        written(tmp_path, a_report(**one), a_report(name="other", **two))
+    written(tmp_path, a_report(**one), a_report(name="same", **one))
+    written(tmp_path, a_report(**one), a_report(name="from an older version"))
+
+
+def test_objects_that_one_report_lacks_may_have_any_value(tmp_path):
+    some, others = {"liver": 1, "spleen": 2}, {"liver": 1, "kidney": 2}
+    written(tmp_path, a_report(objects=some), a_report(name="other", objects=others))
+
+
 def test_scores_by_number_of_labels_make_a_curve(tmp_path):
     made = [
         a_report(add, name=name, trained_on=count)

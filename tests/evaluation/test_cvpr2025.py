@@ -205,7 +205,7 @@ def test_the_order_in_the_file_is_z_y_x(tmp_path, a_volume, objects):
     with np.load(tmp_path / "case.npz", allow_pickle=True) as content:
         assert content["imgs"].shape == (10, 18, 20)
         assert content["imgs"].dtype == np.uint8
-        assert content["spacing"].tolist() == [3, 1, 1]
+        assert content["spacing"].tolist() == [1, 1, 3]  # as SimpleITK gives it beside such an array
         assert content["clicks"][0] == {"fg": [[3, 5, 4]], "bg": []}
         assert list(content["clicks_order"][0]) == ["fg"]
         assert "boxes" not in content
@@ -223,7 +223,7 @@ def test_a_file_made_by_the_scorer_is_read(tmp_path):
     np.savez_compressed(
         tmp_path / "case.npz",
         imgs=np.zeros((10, 18, 20), np.uint8),
-        spacing=np.array([3.0, 1.0, 1.0]),
+        spacing=(0.7, 0.8, 3.0),
         boxes=[box],
         clicks=clicks,
         clicks_order=[["bg", "fg"]],
@@ -231,9 +231,36 @@ def test_a_file_made_by_the_scorer_is_read(tmp_path):
     task = read_task(tmp_path / "case.npz")
     first, *clicked = task.prompts[0]
     grid = task.volume.grid
+    assert grid.shape == (20, 18, 10)
+    assert np.allclose(grid.spacing, (0.7, 0.8, 3.0))
     assert np.allclose(grid.to_voxels([first.low, first.high]), [[2, 4, 3], [9, 8, 3]])
     assert [click.positive for click in clicked] == [False, True]
     assert np.allclose(grid.to_voxels(clicked[1].position), [4, 5, 3])
+
+
+def test_rounds_without_an_error_have_no_click(tmp_path):
+    """The script writes None for them, so that all classes have orders of one length."""
+    np.savez_compressed(
+        tmp_path / "case.npz",
+        imgs=np.zeros((10, 18, 20), np.uint8),
+        clicks=[{"fg": [[3, 5, 4]], "bg": [[1, 1, 1]]}, {"fg": [[2, 2, 2]], "bg": []}],
+        clicks_order=[["bg", "fg"], ["fg", None]],
+    )
+    first, second = read_task(tmp_path / "case.npz").prompts
+    assert [click.positive for click in first] == [False, True]
+    assert [click.positive for click in second] == [True]
+
+
+def test_boxes_are_written_for_every_class_or_for_none(tmp_path, objects, a_volume):
+    """A file has boxes without names, so that one of a few classes would be taken for that of another."""
+    click, boxes = Click(tuple(GRID.to_world([4, 5, 3]))), middle_boxes(objects, GRID)
+    for prompts, said in (
+        ([(click,), (boxes["spleen"],)], "class 1 has 0 boxes"),
+        ([(boxes["liver"],), (boxes["spleen"], boxes["spleen"])], "class 2 has 2 boxes"),
+    ):
+        with pytest.raises(BadInput, match=f"{said}: in a file of the challenge every class has one box, or none has"):
+            write_task(tmp_path / "case.npz", a_volume, prompts)
+    assert list(tmp_path.iterdir()) == []
 
 
 class Trap:

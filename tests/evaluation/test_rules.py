@@ -138,3 +138,35 @@ def test_autosam_s_slices_may_lie_along_any_axis_of_the_file():
     as_it_is = rules["autosam"].score(LONGER, TARGET, grid)
     moved = rules["autosam"].score(np.moveaxis(LONGER, 2, 0), np.moveaxis(TARGET, 2, 0), turned, across=0)
     assert moved == as_it_is
+
+
+@pytest.mark.parametrize("name", sorted(rules))
+def test_what_is_not_known_is_neither_right_nor_wrong_by_any_rule(name):
+    rule = rules[name]
+    unknown = a_block((6, 12), (0, 12), (0, 12))
+    found = rule.score(LONGER, TARGET, ISOTROPIC, 0.0, unknown=unknown)
+    assert (found.dice, found.iou, found.nsd, found.hd, found.hd95, found.assd) == (1, 1, 1, 0, 0, 0)
+    one_less = a_block((3, 9), (2, 6), (2, 6))
+    scores = [rule.score(mask, TARGET, ISOTROPIC, 0.0, unknown=unknown) for mask in (one_less, one_less & ~unknown)]
+    assert scores[0] == scores[1]
+    assert scores[0].nsd < 1 < rule.score(LONGER, TARGET, ISOTROPIC).hd
+
+
+def test_a_mask_without_a_surface_that_is_known_is_missed_by_the_rule():
+    """The object fills all that is known, so that only the mask has a surface there."""
+    unknown = ~TARGET
+    part = a_block((2, 4), (2, 6), (2, 6))
+    for name, missed in (("standard", inf), ("ma-sam", inf), ("autosam", 0)):
+        scores = rules[name].score(part, TARGET, ISOTROPIC, unknown=unknown)
+        assert (scores.nsd, scores.hd, scores.hd95, scores.assd) == (0, missed, missed, missed)
+
+
+def test_the_challenge_takes_the_spacing_of_its_files_along_the_axes_of_the_array():
+    """Its script hands what the file has, (x, y, z), to surface-distance beside arrays (z, y, x)."""
+    spacing = (1.0, 1.0, 3.0)
+    challenge = rules["cvpr2025"]
+    found = challenge.score(LONGER, TARGET, spacing, of_the_challenge=True)
+    turned = challenge.score(LONGER, TARGET, (3.0, 1.0, 1.0))
+    assert found.nsd == turned.nsd < challenge.score(LONGER, TARGET, spacing, 3.0).nsd == 1
+    assert (found.hd, turned.hd) == (3, 9)
+    assert STANDARD.score(LONGER, TARGET, spacing, of_the_challenge=True) == STANDARD.score(LONGER, TARGET, spacing)

@@ -74,6 +74,23 @@ def test_a_box_comes_first_and_distances_are_measured_at_the_end_only(a_scene):
     assert [isnan(step.scores.hd) for step in played.steps] == [True, True, False]
 
 
+def test_an_answer_that_stays_has_distances_at_the_end_only(a_scene):
+    """Means of the answers before would be over the objects alone that were right by then."""
+    target = a_scene.objects["liver"]
+    played = corrected(lambda volume: lambda prompts: target, a_scene.volume, target, score, 4)
+    assert [step.scores.dice for step in played.steps] == [1] * 4
+    for measure in ("hd", "hd95", "assd"):
+        assert [isnan(getattr(step.scores, measure)) for step in played.steps] == [True, True, True, False]
+    best = corrected(
+        lambda volume: lambda prompts: target,
+        a_scene.volume,
+        target,
+        lambda mask, target, far: score(mask, target, True),  # as where the best answer counts
+        4,
+    )
+    assert [step.scores.hd for step in best.steps] == [0] * 4
+
+
 def test_a_model_of_positive_clicks_is_corrected_where_it_missed(a_scene):
     target = a_scene.objects["liver"]
     everything = np.ones_like(target)
@@ -132,6 +149,9 @@ def test_what_is_to_be_ignored_is_cut_from_answers():
     assert Objects(labels, {"liver": 1}).known(mask) is mask
     only = Objects(labels, {"liver": 1, "heart": 5}, ignore=9).present()
     assert (list(only), only.ignore) == (["liver"], 9)
+    assert objects.unknown.tolist() == only.unknown.tolist() == [[[False, False, False, True]]]
+    assert Objects(labels, {"liver": 1}).unknown is None
+    assert Objects(labels, {"liver": 1}, ignore=7).unknown is None
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------

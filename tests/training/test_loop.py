@@ -274,7 +274,7 @@ def test_the_rate_rises_and_falls():
 
 @pytest.mark.parametrize(
     ("given", "told"),
-    [({"max_step": 3}, "there is no setting 'max_step'"), ({"learning_rate": -1}, "learning_rate=-1 will not do")],
+    [({"max_step": 3}, "there is no setting 'max_step'"), ({"learning_rate": -1}, "learning_rate=-1 is not valid")],
 )
 def test_settings_that_will_not_do_are_refused(given, told):
     with pytest.raises(BadInput) as refused:
@@ -305,7 +305,7 @@ def test_processes_share_the_items_of_every_step():
 @pytest.mark.parametrize("name", sorted(load_methods()))
 @pytest.mark.parametrize("setting", ["learning_rate", "weight_decay"])
 def test_no_method_takes_a_rate_below_nothing(name: str, setting: str) -> None:
-    with pytest.raises(BadInput, match=f"{setting}=-1 will not do"):
+    with pytest.raises(BadInput, match=f"{setting}=-1 is not valid"):
         configured(load_methods()[name].config, {setting: -1})
 
 
@@ -321,5 +321,5 @@ def test_no_method_takes_a_rate_below_nothing(name: str, setting: str) -> None:
     ],
 )
 def test_no_method_takes_a_part_that_is_none(name: str, setting: str, value: float) -> None:
-    with pytest.raises(BadInput, match=f"{setting}={value} will not do"):
+    with pytest.raises(BadInput, match=f"{setting}={value} is not valid"):
         configured(load_methods()[name].config, {setting: value})

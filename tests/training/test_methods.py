@@ -361,7 +361,7 @@ def test_percentiles_are_those_of_training_and_of_the_model(a_dataset, tmp_path,
     volume = read_image(a_dataset.cases[0])
     limits = load_run(tmp_path / "run", "cpu").style.limits(volume)
     assert limits == pytest.approx(np.percentile(volume.data[0], (0, 90)))
-    with pytest.raises(BadInput, match="the first one is the lower one"):
+    with pytest.raises(BadInput, match="the lower one comes first"):
         trained("autosam", a_dataset, tmp_path / "other", a_sam, percentiles=(90, 10))
 
 

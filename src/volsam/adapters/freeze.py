@@ -34,5 +34,5 @@ def train_only(network: nn.Module, pattern: str) -> int:
 
 
 def train_adapters(encoder: Encoder) -> int:
-    """Let learn the adapters of an encoder and the norms of its blocks; returns the number of weights."""
+    """Make trainable the adapters of an encoder and the norms of its blocks; returns the number of weights."""
     return train_only(encoder, rf"{ADAPTERS}|{NORMS}")

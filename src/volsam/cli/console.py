@@ -76,7 +76,7 @@ def explained(error: Exception) -> str:
     if isinstance(error, MemoryError) or any(sign in f"{type(error).__name__} {error}" for sign in OUT_OF_MEMORY):
         return f"memory ran out ({error or 'no more could be had'}): crop or resample the image, or free some memory"
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}; is there room, and may it be read and written?"
+        return f"{error.filename}: {error.strerror}; check free space and permissions"
     return f"unexpected {type(error).__name__}: {error}; run again with --debug to see where"
 
 

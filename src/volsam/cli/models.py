@@ -38,7 +38,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a model of the sam
 
 @app.command("list", cls=Command)
 def list_models(as_json: AsJson = False) -> None:
-    """List the models by name: what ships with volsam, and what was brought in."""
+    """List the models by name: what ships with volsam, and what was imported."""
     from volsam.recipes.recipe import shipped
     from volsam.recipes.store import all_stored
 
@@ -266,7 +266,7 @@ def record(recipe: Recipe, *, summed: bool = True) -> dict[str, Any]:
 
 
 def record_of_stored(model: StoredModel) -> dict[str, Any]:
-    """The same of a model that was brought in, and where it came from."""
+    """The same of an imported model, and where it came from."""
     card = model.card.model_dump(exclude={"computed"} if model.card.run else {"computed", "run"})
     return {
         "name": model.name,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from volsam.data.dataset import IGNORE, Case, Dataset, read_image, read_label
 from volsam.data.splits import chosen_cases
 from volsam.errors import BadInput
@@ -92,7 +94,7 @@ def _challenge(folder: Path, files: list[Path], wanted: Sequence[str] | None) ->
             labels = read_task(case.label, image=False).labels
         if labels is None:
             raise BadInput(f"{case.images[0].name} holds no gts, and there is no gts/{case.images[0].name}")
-        values = {f"class {value}": value for value in sorted(set(labels.ravel().tolist()) - {0})}
+        values = {f"class {value}": value for value in np.unique(labels).tolist() if value}
         boxes = dict(zip(values, (box for of in task.prompts for box in of[:1] if isinstance(box, Box)), strict=False))
         return Scene(case.name, task.volume, Objects(labels, values), boxes)
 

@@ -39,14 +39,17 @@ Dialects = Annotated[
 Most = Annotated[int, typer.Option("--max-sessions", metavar="N", min=1, help="Clients at a time.")]
 Idle = Annotated[
     float,
-    typer.Option("--idle-timeout", metavar="SECONDS", min=1, help="Without an action a client's place ends."),
+    typer.Option("--idle-timeout", metavar="SECONDS", min=1, help="A place ends after this long without an action."),
 ]
 Liveness = Annotated[
     float,
-    typer.Option("--liveness-timeout", metavar="SECONDS", min=1, help="The same without a heartbeat."),
+    typer.Option(
+        "--liveness-timeout", metavar="SECONDS", min=1, help="A place ends after this long without a heartbeat."
+    ),
 ]
 Keep = Annotated[
-    float, typer.Option("--keep-days", metavar="DAYS", min=0, help="How long uploads are kept untouched; 0 for ever.")
+    float,
+    typer.Option("--keep-days", metavar="DAYS", min=0, help="Uploads untouched for so long are removed; 0 keeps them."),
 ]
 Cache = Annotated[
     int,

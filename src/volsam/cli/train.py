@@ -42,7 +42,7 @@ PatientOption = Annotated[
     str, typer.Option("--patient", metavar="REGEX", help="What of a case's name tells the patient; else all of it.")
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="Settings, a line each.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may come often.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeatable.")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.")]
 Board = Annotated[bool, typer.Option("--tensorboard", help="Write the log for TensorBoard as well, into RUN.")]
 
@@ -175,8 +175,8 @@ def _warn(job: Job, dataset: Dataset) -> None:
         )
     if dataset.regions:
         say(
-            f"{dataset.name} has regions, {', '.join(dataset.regions)}: learnt are the labels that they join, a class "
-            "each; `volsam evaluate` scores the regions"
+            f"{dataset.name} has regions, {', '.join(dataset.regions)}: the labels that make them up are learnt, "
+            "a class each; `volsam evaluate` scores the regions"
         )
     others = [name for name in dataset.objects if name not in job.plan.labels]
     if others and "object" in type(job.config).model_fields:
@@ -240,7 +240,7 @@ def gathered(config: Path | None, pairs: Iterable[str], first: Mapping[str, Any]
         except OSError as error:
             raise BadFile(f"--config {config}: {error.strerror or 'it cannot be read'}") from None
         except yaml.YAMLError as error:
-            raise BadInput(f"--config {config} is no YAML: {' '.join(str(error).split())}") from None
+            raise BadInput(f"--config {config} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content or {}, dict):
             raise BadInput(f"--config {config} must hold lines such as `max_steps: 500`")
         given |= content or {}
@@ -251,7 +251,7 @@ def gathered(config: Path | None, pairs: Iterable[str], first: Mapping[str, Any]
         try:
             given[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise BadInput(f"--set {pair}: the value is no YAML") from None
+            raise BadInput(f"--set {pair}: the value is not valid YAML") from None
     if given.get("minutes") and "max_steps" in given:
         say(f"warning: max_steps={given['max_steps']} has no effect beside minutes={given['minutes']}")
     return given

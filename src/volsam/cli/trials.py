@@ -124,14 +124,23 @@ class Question:
         place = "anywhere in the object" if self.where == "random" else f"in the {self.where} of the object"
         return f"clicks drawn {place}, given together, another conversation for each number of them"
 
-    def score(self, grid: Grid, rule: Rule) -> Score:
-        """The rule, for the masks of a grid; its slices are those of the scan, whatever the model looks at."""
-        across = _across(grid, "auto")
+    def score(self, scene: Scene, rule: Rule) -> Score:
+        """The rule, for the masks of a case; its slices are those of the scan, whatever the model looks at."""
+        spacing, across = scene.volume.grid.spacing, _across(scene.volume.grid, "auto")
         # Any answer may turn out to be the best.
         any_counts = rule.answer == "best"
 
         def score(mask: Mask, target: Mask, far: bool) -> Scores:
-            return rule.score(mask, target, grid.spacing, self.tolerance_mm, far=far or any_counts, across=across)
+            return rule.score(
+                mask,
+                target,
+                spacing,
+                self.tolerance_mm,
+                far=far or any_counts,
+                across=across,
+                unknown=scene.objects.unknown,
+                of_the_challenge=scene.of_the_challenge,
+            )
 
         return score
 
@@ -163,7 +172,7 @@ def automatic_trial(
         find = labels_of(source, classes, question.plane, question.stride)
 
     def trial(scene: Scene) -> Iterator[tuple[str, Played]]:
-        score = question.score(scene.volume.grid, rule)
+        score = question.score(scene, rule)
         return automatic(lambda _: find(scene), scene.volume, scene.objects, score)
 
     return trial
@@ -179,7 +188,7 @@ def prompted_trial(question: Question, rule: Rule, model: Model) -> Trial:
 
     def trial(scene: Scene) -> Iterator[tuple[str, Played]]:
         grid = scene.volume.grid
-        score = question.score(grid, rule)
+        score = question.score(scene, rule)
         begin = scene.objects.judge(started)
         for name in scene.objects:
             target = scene.objects[name]
@@ -261,7 +270,7 @@ def _challenge(question: Question, rule: Rule, model: Model, scene: Scene) -> It
     boxes = cvpr2025.middle_boxes(objects, grid, axis) if scene.boxes is None else scene.boxes
     if "flat box" not in model.takes:
         boxes = {}
-    begin, score = begin_all_with(model, question.plane), question.score(grid, rule)
+    begin, score = begin_all_with(model, question.plane), question.score(scene, rule)
     yield from cvpr2025.play(begin, scene.volume, objects, score, boxes or None, rule.counted).items()
 
 

@@ -97,7 +97,7 @@ def read_dataset(folder: str | Path, part: Part = "training") -> Dataset:
     ending = str(table.get("file_ending", ".nii.gz"))
     entries = _entries(table, part)
     if entries:
-        cases = [_case_listed(folder, entry, len(channels), ending) for entry in entries]
+        cases = [_case_listed(folder, part, entry, len(channels), ending) for entry in entries]
     else:
         cases = list(_cases_found(folder, part, len(channels), ending))
     if not cases:
@@ -251,7 +251,7 @@ def _entries(table: Table, part: Part) -> list[Table]:
     return [entry if isinstance(entry, dict) else {"image": entry} for entry in listed]
 
 
-def _case_listed(folder: Path, entry: Table, channels: int, ending: str) -> Case:
+def _case_listed(folder: Path, part: Part, entry: Table, channels: int, ending: str) -> Case:
     images, label = entry.get("image"), entry.get("label")
     paths = [path for path in (images if isinstance(images, list) else [images]) if isinstance(path, str)]
     if not paths or not isinstance(label, str | None):
@@ -259,7 +259,13 @@ def _case_listed(folder: Path, entry: Table, channels: int, ending: str) -> Case
     found = tuple(folder / path for path in paths)
     if len(found) == 1:
         found = _channel_files(found[0], channels, ending)
-    name = entry.get("name") or _stem(Path(label).name if label else found[0].name, ending).removesuffix("_0000")
+    stem = _stem(found[0].name, ending)
+    bare = stem.removesuffix("_0000")
+    name = entry.get("name") or (_stem(Path(label).name, ending).removesuffix("_0000") if label else bare)
+    if label is None and part == "test":
+        # These lists name the images of the test part alone, whose labels come later, if ever.
+        beside = f"{FOLDERS[part][1]}/{bare}{found[0].name[len(stem) :]}"
+        label = beside if (folder / beside).is_file() else None
     return Case(str(name), found, folder / label if label else None)
 
 

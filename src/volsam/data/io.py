@@ -195,7 +195,7 @@ def _writer(path: Path) -> Writer:
         return write_mgh
     if name.endswith((".nrrd", ".mha")):
         return write_itk
-    raise BadInput(f"{path.name} has no ending that can be written; known are {', '.join(WRITABLE)}")
+    raise BadInput(f"{path.name} has an ending that cannot be written; choose one of {', '.join(WRITABLE)}")
 
 
 def _storable(dtype: np.dtype[Any], path: Path) -> np.dtype[Any]:

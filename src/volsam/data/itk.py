@@ -291,7 +291,7 @@ def write_itk(volume: Volume, path: Path, name: str) -> None:
     try:
         writer.Execute(image)
     except RuntimeError as error:
-        raise BadInput(f"{name} cannot be written: is there room, and may files be made there?") from error
+        raise BadInput(f"{name} cannot be written: check free space and permissions") from error
 
 
 def _itk_words(volume: Volume) -> ItkGeometry:

@@ -165,7 +165,7 @@ def patch_of(
         BadInput: `edge` is not a `multiple`.
     """
     if edge % multiple:
-        raise BadInput(f"edge={edge} will not do: it is a multiple of {multiple} here")
+        raise BadInput(f"edge={edge} is not valid: it must be a multiple of {multiple} here")
     _, extent = _median(cases, axes)
     wanted = np.ceil(extent / np.array(spacing) / multiple) * multiple
     return tuple(int(size) for size in np.minimum(edge, np.maximum(wanted, multiple)))  # type: ignore[return-value]

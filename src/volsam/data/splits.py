@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,14 +141,21 @@ def chosen_cases(folder: Path, split: str = "test", fold: int = 0) -> tuple[Data
         folder: of the dataset.
         split: "test" are the test cases of the fold in splits_final.json, else those of labelsTs, else the fold's
             "val"; "train" are the fold's, or all training cases without a splits file; "all" are all of both folders;
-            anything else is a file: a splits file, a list in JSON, or a text with a name in each line.
+            anything else is a file: a splits file, a list in JSON, or a text with a name in each line. A name that both
+            folders have is that of the training case, as in nnU-Net.
         fold: of the splits file, from 0.
     """
     training = read_dataset(folder)
     held_out = _held_out(folder)
     everything = (*training.cases, *held_out)
     if split == "all":
-        return training, _labelled(everything, split)
+        scored = _labelled(everything, split)
+        if twice := sorted(name for name, count in Counter(case.name for case in scored).items() if count > 1):
+            raise BadInput(
+                f"{folder} has a case {twice[0]} in {FOLDERS['training'][0]} and another in {FOLDERS['test'][0]}: "
+                "scores go by names, so rename one of them, or score one part alone"
+            )
+        return training, scored
     found = _fold(folder / NAME, fold) if (folder / NAME).is_file() else None
     if split == "train":
         return training, _labelled(training.cases if found is None else _named(found.train, everything, folder), split)
@@ -194,7 +202,10 @@ def _fold(path: Path, fold: int) -> Fold:
 
 
 def _named(names: Sequence[str], cases: Sequence[Case], folder: Path) -> list[Case]:
-    known = {case.name: case for case in cases}
+    """Cases by their names, of several of one name the first."""
+    known: dict[str, Case] = {}
+    for case in cases:
+        known.setdefault(case.name, case)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise BadInput(

@@ -53,20 +53,28 @@ def require_comparable(reports: Mapping[str, Report]) -> None:
     first_name, first = next(iter(reports.items()))
     cases = {(row.case, row.object) for row in first.rows}
     for name, report in reports.items():
-        for key in ("dataset", "rule", "tolerance_mm"):
-            if report.settings[key] != first.settings[key]:
+        other = _question(report)
+        for key, value in _question(first).items():
+            if key in other and other[key] != value:
                 raise BadInput(
-                    f"{first_name} and {name} were scored with {key} {first.settings[key]!r} and "
-                    f"{report.settings[key]!r}: such scores cannot be compared"
+                    f"{first_name} and {name} were scored with {key} {value!r} and {other[key]!r}: such scores cannot "
+                    "be compared"
                 )
         if not cases & {(row.case, row.object) for row in report.rows}:
             raise BadInput(f"{first_name} and {name} have no case in common: evaluate both on one split")
-        if other := _other_files(first, report):
-            more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+        if files := _other_files(first, report):
+            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
             raise BadInput(
-                f"{first_name} and {name} were scored on different files of {other[0]}{more}: evaluate both on the "
+                f"{first_name} and {name} were scored on different files of {files[0]}{more}: evaluate both on the "
                 "same images and labels"
             )
+
+
+def _question(report: Report) -> dict[str, Any]:
+    """What must be the same in two reports, as far as it is known: the rule, and what the objects are made of."""
+    settings = report.settings
+    asked = {key: settings[key] for key in ("dataset", "rule", "tolerance_mm", "ignore") if key in settings}
+    return asked | {f"the value of {name}": value for name, value in settings.get("objects", {}).items()}
 
 
 def _other_files(first: Report, second: Report) -> list[str]:

@@ -5,9 +5,14 @@ on together. A click falls on the voxel that is farthest, counted in voxels, fro
 the error (26-connected); of several such voxels a generator with seed 42 takes one. The area under the curve is taken
 over the five rounds of clicks, with a step of 1: it is at most 4.
 
-A case is a file npz: `imgs` (z, y, x) 0 to 255, `spacing` (3,) along the axes of the array, `boxes`, `clicks`,
-`clicks_order` and `prev_pred` for the model, `gts` where the labels are known; an answer holds `segs`. Places are
-indices (z, y, x). Here arrays are turned, so that a volume has its axes in the order x, y, z.
+A case is a file npz: `imgs` (z, y, x) 0 to 255, `spacing` (x, y, z) in mm, `boxes`, `clicks`, `clicks_order` and
+`prev_pred` for the model, `gts` where the labels are known; an answer holds `segs`. Places are indices (z, y, x). Here
+arrays are turned, so that a volume has its axes in the order x, y, z.
+
+No document tells the order of `spacing`, and no real file was at hand. MedSAM's script, which made such files, stores
+what SimpleITK's GetSpacing() gives, (x, y, z), beside arrays (z, y, x). The challenge's script hands it as it is to
+surface-distance, for the axes z, y, x: so NSD by the rule `cvpr2025` is taken here too, to meet its figures. All else
+takes the true sizes.
 """
 
 from __future__ import annotations
@@ -181,7 +186,7 @@ def read_task(path: str | os.PathLike[str], *, image: bool = True) -> Task:
         if "imgs" not in content:
             raise BadFile(f"{path.name} holds no imgs: it is no case of the challenge")
         pixels = np.transpose(np.asarray(content["imgs"]), (2, 1, 0))
-        spacing = np.asarray(content.get("spacing", (1.0, 1.0, 1.0)), dtype=np.float64)[::-1]
+        spacing = np.asarray(content.get("spacing", (1.0, 1.0, 1.0)), dtype=np.float64)
         grid = Grid.at(pixels.shape, tuple(float(size) for size in spacing))
         boxes = [_box(entry, grid) for entry in content.get("boxes", ())]
         clicks = [_in_order(entry, order, grid) for entry, order in _pairs(content)]
@@ -225,15 +230,22 @@ def write_task(
 ) -> None:
     """Write an input file: the first channel, with values 0 to 255, and per class its box and clicks.
 
-    A box is a flat box across the last axis of the volume. `previous` and `labels` are (i, j, k).
+    A box is a flat box across the last axis of the volume; either every class has one, or none has. `previous` and
+    `labels` are (i, j, k).
     """
+    boxes = [[prompt for prompt in of if isinstance(prompt, Box)] for of in prompts]
+    # A file has boxes without names: the first belongs to the first class, and so on.
+    if any(boxes) and (other := [number for number, of in enumerate(boxes, start=1) if len(of) != 1]):
+        raise BadInput(
+            f"class {other[0]} has {len(boxes[other[0] - 1])} boxes: in a file of the challenge every class has one "
+            "box, or none has"
+        )
     arrays: dict[str, Any] = {
         "imgs": np.ascontiguousarray(np.transpose(volume.data[0], (2, 1, 0))).astype(np.uint8),
-        "spacing": volume.grid.spacing[::-1].copy(),
+        "spacing": volume.grid.spacing,
     }
-    boxes = [_box_record(prompt, volume.grid) for of in prompts for prompt in of if isinstance(prompt, Box)]
-    if boxes:
-        arrays["boxes"] = np.array(boxes, dtype=object)
+    if any(boxes):
+        arrays["boxes"] = np.array([_box_record(box, volume.grid) for (box,) in boxes], dtype=object)
     clicks = [[prompt for prompt in of if isinstance(prompt, Click)] for of in prompts]
     if any(clicks):
         arrays["clicks"] = np.array([_click_record(of, volume.grid) for of in clicks], dtype=object)
@@ -247,16 +259,19 @@ def write_task(
         np.savez_compressed(file, **arrays)
 
 
-def _pairs(content: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Sequence[str]]]:
+def _pairs(content: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Sequence[str | None]]]:
     clicks = list(content.get("clicks", ()))
     orders = list(content.get("clicks_order", ()))
     return [(entry, list(orders[index]) if index < len(orders) else []) for index, entry in enumerate(clicks)]
 
 
-def _in_order(entry: Mapping[str, Any], order: Sequence[str], grid: Grid) -> tuple[Click, ...]:
-    """The clicks of a class, oldest first; without a known order, those inside the object come first."""
+def _in_order(entry: Mapping[str, Any], order: Sequence[str | None], grid: Grid) -> tuple[Click, ...]:
+    """The clicks of a class, oldest first; without a known order, those inside the object come first.
+
+    The challenge's script writes None for a round in which the class had no error, and so no click.
+    """
     waiting = {kind: [np.asarray(place)[::-1] for place in entry.get(kind, ())] for kind in ("fg", "bg")}
-    kinds = [str(kind) for kind in order]
+    kinds = [str(kind) for kind in order if kind is not None]
     if {kind: kinds.count(kind) for kind in waiting} != {kind: len(places) for kind, places in waiting.items()}:
         kinds = [kind for kind, places in waiting.items() for _ in places]
     return tuple(click_at(waiting[kind].pop(0), grid, positive=kind == "fg") for kind in kinds)

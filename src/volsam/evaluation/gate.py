@@ -75,7 +75,7 @@ def read_goals(path: Path, tasks: set[str], names: set[str]) -> list[Goal]:
 def _goal(text: str, where: str, tasks: set[str], names: set[str]) -> Goal:
     found = _LINE.fullmatch(text)
     if found is None:
-        raise BadInput(f"{where}: {text!r} is no goal: write for example click.cold.cpu_ratio(a, b) >= 2")
+        raise BadInput(f"{where}: {text!r} is not a goal: write, for example, click.cold.cpu_ratio(a, b) >= 2")
     if found["task"] not in tasks:
         raise BadInput(f"{where}: {found['task']!r} is measured nowhere; there are: {', '.join(sorted(tasks))}")
     for name in (found["ours"], found["published"]):

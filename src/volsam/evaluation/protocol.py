@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import nan
 from time import perf_counter
 from typing import Any, TypeAlias, TypeVar
@@ -83,12 +84,18 @@ class Objects(Mapping[str, Mask]):
         values = {name: value for name, value in self.values_of.items() if self[name].any()}
         return Objects(self.labels, values, self.ignore)
 
+    @cached_property
+    def unknown(self) -> Mask | None:
+        """Where (i, j, k) the truth is not known, None where it is known everywhere."""
+        unknown = None if self.ignore is None else self.labels == self.ignore
+        return unknown if unknown is not None and unknown.any() else None
+
     def known(self, answer: NDArray[Value]) -> NDArray[Value]:
         """An answer (i, j, k), mask or labels, with nothing where the truth is not known: neither right nor wrong."""
-        if self.ignore is None:
+        if self.unknown is None:
             return answer
         known = answer.copy()
-        known[self.labels == self.ignore] = 0
+        known[self.unknown] = 0
         return known
 
     def judge(self, begin: Begin) -> Begin:
@@ -212,9 +219,12 @@ def corrected(
     ask = begin(volume)
     while (given := len(answers.steps)) < count:
         if prompt is None:
-            same = Step(score(mask, target, True), (), 0.0)
-            for _ in range(count - given):
+            # Distances are of the last answer alone, also where it stays: else the means of the answers before it were
+            # over the objects that were right by then, which are those with distances of 0.
+            same = Step(score(mask, target, False), (), 0.0)
+            for _ in range(count - given - 1):
                 answers.add(same, mask)
+            answers.add(Step(score(mask, target, True), (), 0.0), mask)
             break
         mask = ask(PromptSet([prompt]))
         seconds = perf_counter() - began

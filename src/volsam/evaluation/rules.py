@@ -59,8 +59,9 @@ class Rule:
     of them is empty; voxels: distances in voxels instead of mm; pooled: the percentile of all distances together, as
     MedPy has it; edge: slices are brought to so many pixels along both sides first; window: only so many voxels along
     each axis around the object are looked at; least_dice: where the mean Dice of a case is not above it, its surface
-    scores are 0; answer: which of several answers counts, the best being that of the highest Dice; mean: what every
-    mean is first taken over.
+    scores are 0; turned: whether NSD of a file of the challenge takes the voxel size along x for that along z and the
+    other way round, as the challenge's script does; answer: which of several answers counts, the best being that of the
+    highest Dice; mean: what every mean is first taken over.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Rule:
     edge: int | None = None
     window: int | None = None
     least_dice: float | None = None
+    turned: bool = False
     answer: Literal["last", "best"] = "last"
     mean: Literal["object", "case"] = "object"
 
@@ -88,6 +90,8 @@ class Rule:
         *,
         far: bool = True,
         across: int = 2,
+        unknown: Mask | None = None,
+        of_the_challenge: bool = False,
     ) -> Scores:
         """Score a mask (i, j, k) against an object of the same shape.
 
@@ -98,34 +102,41 @@ class Rule:
             tolerance_mm: of the surface score; the rule's own where it is None.
             far: whether distances are measured too; they take as long as all the rest.
             across: the axis of the arrays across the slices of the scan, for rules that look at slices.
+            unknown: where the truth is not known, same shape: neither mask nor object counts there, and their surfaces
+                do not end there; None where it is known everywhere.
+            of_the_challenge: whether the arrays are those of a file of the challenge, turned to (x, y, z).
         """
         mask, target = np.asarray(mask, dtype=bool), np.asarray(target, dtype=bool)
         if mask.shape != target.shape:
             raise BadInput(f"a mask of shape {mask.shape} cannot be compared with an object of shape {target.shape}")
+        if unknown is not None:
+            mask, target = mask & ~unknown, target & ~unknown
         if self.window is not None:
             place = _around(target, self.window)
             mask, target = mask[place], target[place]
+            unknown = None if unknown is None else unknown[place]
         if self.edge is not None:
-            mask, target = np.moveaxis(mask, across, 2), np.moveaxis(target, across, 2)
             row, column = (spacing[axis] for axis in range(3) if axis != across)
-            spacing = (row * mask.shape[0] / self.edge, column * mask.shape[1] / self.edge, spacing[across])
-            mask, target = _sized(mask, self.edge), _sized(target, self.edge)
-        filled = bool(mask.any()), bool(target.any())
+            rows, columns = (mask.shape[axis] for axis in range(3) if axis != across)
+            spacing = (row * rows / self.edge, column * columns / self.edge, spacing[across])
+            mask, target = (_sized(np.moveaxis(each, across, 2), self.edge) for each in (mask, target))
+            unknown = None if unknown is None else _sized(np.moveaxis(unknown, across, 2), self.edge)
         tolerance = self.tolerance_mm if tolerance_mm is None else tolerance_mm
         if self.present_only and not target.any():
             return NOTHING
-        if not any(filled):
+        if not mask.any() and not target.any():
             if isnan(self.both_empty):
                 return NOTHING
             far_away = 0.0 if far else nan
             return Scores(self.both_empty, self.both_empty, self.both_empty, far_away, far_away, far_away)
         overlap = dice(mask, target, self.smooth)
-        surface = nsd(mask, target, spacing, tolerance)
+        sizes = spacing[::-1] if self.turned and of_the_challenge else spacing
+        surface = nsd(mask, target, sizes, tolerance, unknown=unknown)
         if not far:
             return Scores(overlap, iou(mask, target), surface)
-        if not all(filled):
+        found = distances(mask, target, (1.0, 1.0, 1.0) if self.voxels else spacing, unknown=unknown)
+        if not found.of_mask.size:
             return Scores(overlap, iou(mask, target), surface, self.missed, self.missed, self.missed)
-        found = distances(mask, target, (1.0, 1.0, 1.0) if self.voxels else spacing)
         far95 = found.hd95_pooled if self.pooled else found.hd95
         return Scores(overlap, iou(mask, target), surface, found.hd, far95, found.assd)
 
@@ -192,6 +203,7 @@ rules.add(
         "that a case lacks do not count",
         present_only=True,
         least_dice=0.2,
+        turned=True,
         mean="case",
     ),
 )

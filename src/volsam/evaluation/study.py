@@ -58,6 +58,11 @@ class Scene:
     objects: Objects
     boxes: Mapping[str, Box] | None = None
 
+    @property
+    def of_the_challenge(self) -> bool:
+        """Whether the case is a file of the CVPR 2025 challenge; only these bring boxes, or none."""
+        return self.boxes is not None
+
 
 Trial: TypeAlias = Callable[[Scene], Iterable[tuple[str, Played]]]
 """Asks a model about all objects of a case; gives the answers object by object."""

@@ -117,7 +117,7 @@ class StackModel:
         self.device = torch.device(device)
 
     def room(self, grid: Grid) -> int:
-        """None that grows with the volume: slices are read and labelled one by one."""
+        """0: slices are read and labelled one by one, so memory does not grow with the volume."""
         return 0
 
     def segment(

@@ -42,7 +42,7 @@ class StackNetwork(Protocol):
     def decode(
         self, embedding: Float[Tensor, "n c 1 y x"], prompts: PromptBatch | None = None
     ) -> tuple[Float[Tensor, "n k 1 h w"], Float[Tensor, "n k"]]:
-        """Logits of background and object, and their foretold quality."""
+        """Logits of background and object, and their predicted quality."""
 
 
 class BoxStackModel(SliceModel):

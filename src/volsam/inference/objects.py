@@ -31,7 +31,7 @@ class ObjectState:
         return self.answers.get(key)
 
     def keep(self, most: int) -> None:
-        """Give away the answers that were not needed for longest."""
+        """Drop the least recently used answers."""
         for key in list(self.answers)[:-most]:
             del self.answers[key]
 

@@ -48,13 +48,13 @@ class HeadConfig(BaseModel, frozen=True, extra="forbid"):
     step: Shape = (2, 2, 2)
     """What a doubling doubles: (1, 2, 2) for slices."""
     quality_width: PositiveInt = 256
-    """Channels inside the MLP that foretells the quality of each mask."""
+    """Channels inside the MLP that predicts the quality of each mask."""
     quality_depth: PositiveInt = 3
     """Layers of that MLP."""
 
 
 class MaskHead(nn.Module):
-    """Embedding and prompts to mask logits and their foretold quality (IoU)."""
+    """Embedding and prompts to mask logits and their predicted quality (IoU)."""
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class MaskHead(nn.Module):
         candidates: Candidates = "one",
         absent: Bool[Tensor, "#b t"] | None = None,
     ) -> tuple[Float[Tensor, "b n z y x"], Float[Tensor, "b n"]]:
-        """Mask logits at the size the doublings reach, and the foretold IoU of each; n runs over classes, then masks.
+        """Mask logits at the size the doublings reach, and the predicted IoU of each; n runs over classes, then masks.
 
         An embedding of batch 1 serves any number of prompts, and prompts of batch 1 any number of embeddings. Prompts
         that are `absent` change nothing.

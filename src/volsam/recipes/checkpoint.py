@@ -97,7 +97,7 @@ def filled(family: Family, described: Described, tensors: Mapping[str, Tensor]) 
 
 @contextmanager
 def sizes_fit(where: str, title: str) -> Iterator[None]:
-    """Refuse weights whose shapes contradict each other, whatever stumbles over them."""
+    """Refuse weights whose shapes contradict each other, whichever step fails on them."""
     try:
         yield
     except BadInput:

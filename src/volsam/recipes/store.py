@@ -1,4 +1,4 @@
-"""The models that a user has brought in: a folder each, with the weights and a card, found without a network.
+"""The models that a user has imported: a folder each, with the weights and a card, found without a network.
 
     VOLSAM_HOME/models/NAME/weights.safetensors      under the names of the original
                             card.json                what is known of them

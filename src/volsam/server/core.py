@@ -164,7 +164,7 @@ class Core:
             raise
 
     def read_ahead(self, study: str, *, frame: int | None = None, channel: int = 0) -> None:
-        """Read a study before anybody asks for one, which refuses it if it will not do; the first to open it has it."""
+        """Read a study before anyone opens it, so that a bad one is refused now; the first to open it gets it."""
         origin = self._study(study, frame, channel)
         self._ahead = (origin, *self._read(origin, Path()))
 

@@ -1,7 +1,7 @@
 """Encoded regions of all sessions, together in no more memory than was set; what was given away is made again.
 
 A session keeps what it asked for as long as it likes. What it keeps is a promise, though: the encoding behind it is
-dropped when others need the room, those first that were not needed for longest, and made again, to the same last bit,
+dropped when others need the room, the least recently used first, and made again, to the same last bit,
 when it is asked for. So an idle session costs little, and eight sessions do not cost eight times one.
 """
 

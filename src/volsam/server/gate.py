@@ -46,7 +46,7 @@ class Gate:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                # Browsers keep some answers for ever if nobody objects, 410 among them.
+                # Browsers keep some answers forever if nobody objects, 410 among them.
                 MutableHeaders(scope=message).setdefault("Cache-Control", "no-store")
                 self.seen(scope, message["status"])
             await send(message)

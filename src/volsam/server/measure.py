@@ -79,11 +79,6 @@ def longest(points: Points) -> Diameter:
     return Diameter(corners[pair[0]], corners[pair[1]])
 
 
-def in_plane(mask: NDArray[np.bool_], grid: Grid, low: tuple[int, int, int]) -> dict[str, Any]:
-    """The longest diameter in any slice across the axis of largest spacing, and the longest one across it there."""
-    return _in_plane(mask, grid, low, _slice_axis(grid), corners_by_slice(mask, _slice_axis(grid)))
-
-
 def _in_plane(
     mask: NDArray[np.bool_], grid: Grid, low: tuple[int, int, int], axis: int, corners: dict[int, Points]
 ) -> dict[str, Any]:

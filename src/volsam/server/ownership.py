@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,6 @@ from volsam.geometry import Shape
 from volsam.inference.objects import Changed
 
 Policy = Literal["overlap", "keep", "overwrite"]
-POLICIES: tuple[Policy, ...] = get_args(Policy)
 Window = tuple[slice, slice, slice]
 Mask = NDArray[np.bool_]
 

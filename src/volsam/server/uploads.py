@@ -59,7 +59,7 @@ async def pieces(request: Streamed, limit: int) -> AsyncIterator[bytes]:
 
 
 async def _coming(request: Streamed) -> AsyncIterator[bytes]:
-    """What comes of a body; a client that falls silent must not keep its place for ever."""
+    """What comes of a body; a client that falls silent must not keep its place forever."""
     parts = request.stream()
     while True:
         try:

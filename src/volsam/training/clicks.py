@@ -29,7 +29,7 @@ class ClickTask(nn.Module):
     Args:
         network: what learns.
         turns: of a conversation; 11 in SAM-Med3D.
-        quality: weight of the foretold quality, which sessions show and the released code does not train.
+        quality: weight of the predicted quality, which sessions show and the released code does not train.
     """
 
     def __init__(self, network: Segmenter, turns: int = 11, quality: float = 0.1) -> None:

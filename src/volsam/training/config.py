@@ -104,7 +104,7 @@ def configured(kind: type[Config], given: Mapping[str, Any]) -> Config:
         name = str(error.errors()[0]["loc"][0])
         reasons = dict.fromkeys(found["msg"] for found in error.errors() if found["loc"][0] == name)
         raise BadInput(
-            f"{name}={given[name]!r} will not do: {' or: '.join(reasons)}; see `volsam train --settings METHOD`"
+            f"{name}={given[name]!r} is not valid: {' or: '.join(reasons)}; see `volsam train --settings METHOD`"
         ) from None
 
 

@@ -140,7 +140,7 @@ def fit(
                 told[name] = told.get(name, 0.0) + float(value.detach()) / parts
         if not torch.isfinite(torch.tensor(told["loss"])):
             raise BadInput(
-                f"the loss is no number any more at step {state.step}: use a lower learning_rate or full precision"
+                f"the loss became NaN or infinite at step {state.step}: use a lower learning_rate or full precision"
             )
         if config.clip_norm is not None:
             for parameters, _ in groups:

@@ -65,7 +65,7 @@ class BoxTask(LabelTask):
     A batch holds `image` (b 3 d h w), `label` (b d h w), 1 in the object, and `box` (b 2 2): first and last (row,
     column) of a rectangle that is the same in every slice, in pixels.
 
-    quality: weight of the foretold quality, which sessions show and MA-SAM's code does not train.
+    quality: weight of the predicted quality, which sessions show and MA-SAM's code does not train.
     """
 
     def __init__(self, network: nn.Module, loss: Loss, quality: float = 0.1) -> None:

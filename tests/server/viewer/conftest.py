@@ -176,6 +176,48 @@ class Viewer:
         idle = "volsam.session.waiting === 0 && volsam.session.listing === 0"
         self.page.wait_for_function(f"volsam.session.state && {idle}")
 
+    def hold(self, method: str, path: str, *, answers: bool = False) -> None:
+        """Requests whose path ends so wait in the page until `release`; with `answers`, what the server said waits."""
+        self.page.evaluate(
+            """([method, path, answers]) => {
+              const real = window.fetch.bind(window);
+              volsam.held = volsam.passed = 0;
+              const gate = new Promise((done) => {
+                volsam.release = () => {
+                  window.fetch = real;
+                  done();
+                };
+              });
+              window.fetch = async (url, options) => {
+                if (options?.method !== method || !new URL(url).pathname.endsWith(path)) return real(url, options);
+                const answer = answers && (await real(url, options));
+                volsam.held++;
+                await gate;
+                volsam.passed++;
+                return answer || real(url, options);
+              };
+            }""",
+            [method, path, answers],
+        )
+
+    def wait_held(self, count: int = 1) -> None:
+        """Wait until so many requests are held."""
+        self.page.wait_for_function(f"volsam.held === {count}")
+
+    def release(self) -> None:
+        """Let go of what is held."""
+        self.page.evaluate("volsam.release()")
+
+    def point(self, plane: str, voxel: tuple[int, int, int]) -> None:
+        """Click a voxel without waiting for anything."""
+        self.look_at(voxel)
+        self.page.mouse.click(*self.place_of(plane, voxel))
+
+    def choose(self, study: str) -> None:
+        """Open another scan from the list, without waiting for it."""
+        self.page.locator("#open").click()
+        self.page.locator("#studies button:not(.resume)", has_text=study).click()
+
     def state(self, what: str) -> Any:
         """Something of the session's state."""
         return self.page.evaluate(f"volsam.session.{what}")

@@ -165,8 +165,11 @@ def test_a_dicom_series_is_saved_as_dicom_seg(
     viewer.open("?study=series")
     viewer.click("axial", (5, 4, 2))
     voxels = viewer.state("current.voxels")
+    asked: list[str] = []
+    viewer.page.on("request", lambda request: asked.append(request.url))
     viewer.page.keyboard.press("Control+s")
     viewer.page.get_by_label("DICOM-SEG").check()
+    assert not [url for url in asked if "/studies" in url], "all scans are listed to know what kind this one is"
     with viewer.page.expect_download() as arriving:
         viewer.page.get_by_role("button", name="Download").click()
     arriving.value.save_as(tmp_path / "labels.dcm")

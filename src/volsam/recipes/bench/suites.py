@@ -66,9 +66,9 @@ class Settings:
     """How candidates are made.
 
     size: edge of the cubes, None for each network's own; volume: (d h w) of the volume suite; dtype: of ours, the
-    published networks run in float32 as released; against: a checkout that takes the place of references, or the name
-    of the one published network that all are compared with; engine: of our clicks, where
-    a network can have another than torch.
+    published networks run in float32 as released; checkout: published code that takes the place of references;
+    against: the name of the one published network that all are compared with; engine: of our clicks, where a network
+    can have another than torch; seed: of weights and volumes.
     """
 
     device: str = "cpu"

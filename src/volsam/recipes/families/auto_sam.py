@@ -90,7 +90,7 @@ class AutoSam(nn.Module):
         return self.cnn_head(embedding) if head == "cnn" else self.linear_head(embedding)
 
     def ask(self, embedding: Image) -> tuple[Float[Tensor, "b classes 1 y x"], Float[Tensor, "b classes"]]:
-        """What the ViT head says, with its foretold quality, which the original never trained."""
+        """What the ViT head says, with its predicted quality, which the original never trained."""
         nothing = embedding.new_zeros(1, 0, embedding.shape[1])
         return self.mask_head(
             embedding, self.code.of_grid, nothing, embedding.new_zeros(1, embedding.shape[1], 1, 1, 1)
@@ -98,7 +98,7 @@ class AutoSam(nn.Module):
 
 
 def train_heads(network: AutoSam) -> None:
-    """Let learn what AutoSAM trains: the heads, but for the foretold quality, which nobody asks for."""
+    """Make trainable what AutoSAM trains: the heads, but for the predicted quality, which nobody asks for."""
     train_only(network, r"mask_head(?!\.quality)|cnn_head|linear_head")
 
 

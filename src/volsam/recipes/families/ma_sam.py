@@ -76,7 +76,7 @@ class StackSegmenter(nn.Module):
     def answer(
         self, stacks: Float[Tensor, "b 3 d h w"], boxes: Float[Tensor, "b 2 2"] | None = None
     ) -> tuple[Float[Tensor, "b classes d h w"], Float[Tensor, "b classes d"]]:
-        """Logits, and their foretold quality in every slice.
+        """Logits, and their predicted quality in every slice.
 
         boxes: a rectangle for all slices of a stack, first and last (row, column), in pixels.
         """
@@ -95,13 +95,13 @@ class StackSegmenter(nn.Module):
     def decode(
         self, embedding: Float[Tensor, "n c 1 y x"], prompts: PromptBatch | None = None
     ) -> tuple[Float[Tensor, "n k 1 h w"], Float[Tensor, "n k"]]:
-        """Logits of every class and their foretold quality, slice by slice."""
+        """Logits of every class and their predicted quality, slice by slice."""
         tokens, dense = self.prompt_encoder(prompts or PromptBatch())
         return self.mask_head(embedding, self.prompt_encoder.code.of_grid, tokens, dense, "all")
 
 
 def train_tuned(network: StackSegmenter) -> None:
-    """Let learn what MA-SAM tunes: factors, adapters, prompt encoder and mask head; all else is SAM's."""
+    """Make trainable what MA-SAM tunes: factors, adapters, prompt encoder and mask head; all else is SAM's."""
     train_only(network, r"encoder\.factors|.*\.changes|.*\.before_(attention|mlp)|prompt_encoder|mask_head")
 
 

@@ -80,7 +80,7 @@ class SamAdapter3D(nn.Module):
         """One mask (b 1 d h w): log-odds of the object at the size of the crop and, as `low_res`, at twice the grid.
 
         points: clicks into the object, in voxels of the crop along depth, height and width, in any order. The network
-        foretells no quality; `quality` is how sure it is on average where it sees the object, and 0 if it sees none.
+        predicts no quality; `quality` is how sure it is on average where it sees the object, and 0 if it sees none.
         """
         d, h, w = features.image.shape[2:]
         prompted = self.sampler(features.embedding, (points + 0.5) / points.new_tensor([d, h, w]))
@@ -98,7 +98,7 @@ class SamAdapter3D(nn.Module):
 
 
 def train_tuned(network: SamAdapter3D) -> int:
-    """Let learn what 3DSAM-adapter tunes, all but what is SAM's own; returns the number of weights."""
+    """Make trainable what 3DSAM-adapter tunes, all but what is SAM's own; returns the number of weights."""
     blocks = r"encoder\.blocks\.\d+\.(before_attention|norm[12]|attention\.tables\.d)"
     return train_only(network, rf"{blocks}|encoder\.(patches\.(merge|depth)|at_taps|neck)|sampler|head")
 

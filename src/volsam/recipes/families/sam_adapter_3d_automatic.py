@@ -87,8 +87,8 @@ NEW = r"blocks\.\d+\.attention\.tables\.d|patches\.(merge|depth)|at_taps|neck"
 
 
 def train_tuned(network: AutomaticSamAdapter3D) -> int:
-    """Let learn adapters, norms of the blocks and what is not SAM's, with `full` everything; returns how many weights
-    learn.
+    """Make trainable the adapters, norms of the blocks and what is not SAM's, with `full` everything; returns how many
+    weights learn.
     """
     everything = network.config.method == "full"
     return train_only(network, "" if everything else rf"encoder\.({ADAPTERS}|{NORMS}|{NEW})|head")

@@ -31,7 +31,7 @@ def choose_cases(
             of its own.
         fold: which one, from 0; None: learn from all, and leave none to choose by.
         limit: learn from so many training cases only, drawn by `seed`.
-        seed: of the draw; the same seed gives growing sets that hold one another.
+        seed: of the draw; with the same seed a larger limit contains the cases of a smaller one.
         patient: tells from a case's name whose it is.
         labelled: whether labels are learnt from; if not, the cases without one, which no fold holds, are learnt from
             as well.

@@ -243,7 +243,7 @@ def module_file(path: Path, factory: str) -> Path:
     if not path.is_dir():
         raise BadFile(f"there is no checkout at {path}: bring it back, or say where it is")
     if not FACTORY.fullmatch(factory):
-        raise BadInput(f"factory={factory!r} is no MODULE:CALLABLE, such as models.network:Network")
+        raise BadInput(f"factory={factory!r} is not of the form MODULE:CALLABLE, such as models.network:Network")
     parts = factory.partition(":")[0].split(".")
     places = (path.joinpath(*parts).with_suffix(".py"), path.joinpath(*parts, "__init__.py"))
     found = next((place for place in places if place.is_file()), None)

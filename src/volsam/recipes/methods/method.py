@@ -135,7 +135,7 @@ def scaled(config: WindowedConfig) -> dict[str, Any]:
         return {}
     low, high = config.window
     if low >= high:
-        raise BadInput(f"window=[{low:g},{high:g}] will not do: the first end is the lower one")
+        raise BadInput(f"window=[{low:g},{high:g}] is not valid: the lower end comes first")
     mean = (low + high) / 2 if config.mean is None else config.mean
     spread = (high - low) / 2 if config.spread is None else config.spread
     return {"scaling": "window", "window": config.window, "mean": mean, "spread": spread}

@@ -148,7 +148,7 @@ def start(
 
 
 def prospect(job: Job) -> Prospect:
-    """Make one step without learning from it, and foretell the rest."""
+    """Make one step without learning from it, and estimate the rest."""
     from torch.utils.data import default_collate
 
     parts = parts_of(job.task, job.config)

@@ -88,7 +88,7 @@ def plan(dataset: Dataset, cases: Sequence[Case], config: SliceConfig) -> Plan:
     plane = plane_of(read_grid(cases[0].images[0])) if config.plane == "auto" else config.plane
     slices = config.slices if isinstance(config, MaSamConfig) else 1
     if not config.percentiles[0] < config.percentiles[1]:
-        raise BadInput(f"percentiles={list(config.percentiles)} will not do: the first one is the lower one")
+        raise BadInput(f"percentiles={list(config.percentiles)} is not valid: the lower one comes first")
     preparation = Preparation(
         axes=AXES[plane],
         scaling="zscore" if config.window is None else "window",

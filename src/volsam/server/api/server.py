@@ -60,7 +60,9 @@ def router(core: Core) -> APIRouter:
         return {"studies": found[offset : offset + limit], "total": len(found)}
 
     @routes.get("/sessions")
-    def sessions(study: Annotated[str, Query(min_length=1, max_length=4096)], limit: Limit = 100) -> dict[str, Any]:
+    def sessions(
+        study: Annotated[str | None, Query(min_length=1, max_length=4096)] = None, limit: Limit = 100
+    ) -> dict[str, Any]:
         return {"sessions": list(islice(core.saved(study), limit))}
 
     return routes

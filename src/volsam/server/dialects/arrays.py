@@ -28,7 +28,7 @@ def read_npy(file: BinaryIO, allow: Allow, *, packed: bool) -> NDArray[Any]:
         raise BadInput("the upload is cut short or damaged: it is no packed .npy file") from None
     except BadInput:
         raise
-    except Exception:  # whatever numpy's parser stumbles over in a hostile header
+    except Exception:  # whatever numpy's parser raises on a hostile header
         raise BadInput("the upload is no .npy file: its header makes no sense") from None
     return read_raw(stream, shape, dtype, allow, order="F" if fortran else "C")
 

@@ -34,7 +34,7 @@ from volsam.server.volumes import MASKS, NUMBERS, as_volume, require_room
 
 OPEN = ("/status",)
 INVALID = {"error": "Invalid session"}
-# Sessions remembered; each can be gone on with after a pause of any length.
+# Sessions remembered; each can be resumed after a pause of any length.
 MOST_SESSIONS = 200
 LPS = np.diag([-1.0, -1.0, 1.0])
 

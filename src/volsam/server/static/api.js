@@ -80,8 +80,9 @@ export class Api extends EventTarget {
   }
 
   /** Send a file of this computer and open it. */
-  async upload(file, model, frame) {
-    const wish = Object.entries({ name: file.name, model, frame }).filter(([, value]) => value !== undefined && value !== "");
+  async upload(file, model, frame, annotator) {
+    const told = { name: file.name, model, frame, annotator };
+    const wish = Object.entries(told).filter(([, value]) => value !== undefined && value !== "");
     const query = new URLSearchParams(wish);
     const state = await (await this.response("POST", `session/file?${query}`, file)).json();
     this.session = state.id;

@@ -12,6 +12,7 @@ export class Insight {
     session.addEventListener("masks", () => this.#soon());
     session.addEventListener("objects", () => {
       if (this.measured !== session.state.current) this.#soon();
+      if (this.found && this.found !== this.#place()) this.forget();
     });
   }
 
@@ -26,14 +27,15 @@ export class Insight {
     const { view, panel } = this;
     const { session } = view;
     if (!session.current?.voxels) return panel.paintMeasures(null);
+    const place = this.#place();
     try {
       const answer = await session.measure();
-      if (answer.object !== session.state.current) return undefined;
+      if (place !== this.#place()) return undefined; // what changed meanwhile has asked again
       view.measured = answer;
       panel.paintMeasures(answer);
       view.repaint();
     } catch {
-      panel.paintMeasures(null); // the next change asks again
+      if (place === this.#place()) panel.paintMeasures(null); // the next change asks again
     }
     return undefined;
   }
@@ -42,8 +44,10 @@ export class Insight {
   async toggle() {
     const { session } = this.view;
     if (session.heat) return this.forget();
-    session.heat = await this.#find();
-    byId("doubt").setAttribute("aria-pressed", Boolean(session.heat));
+    const found = await this.#find();
+    if (!found) return undefined;
+    session.heat = found;
+    byId("doubt").setAttribute("aria-pressed", true);
     return this.view.repaint();
   }
 
@@ -64,23 +68,31 @@ export class Insight {
 
   /** What was found does not hold any more. */
   forget() {
-    this.view.session.heat = this.view.hint = null;
+    this.view.session.heat = this.view.hint = this.found = null;
     byId("doubt").setAttribute("aria-pressed", false);
     byId("doubt-note").textContent = "";
     this.view.repaint();
   }
 
   async #find() {
-    const place = byId("doubt-note");
-    place.textContent = "Asking the model …";
+    const note = byId("doubt-note");
+    const place = (this.found = this.#place()); // from now on, so that a change takes the question away, too
+    note.textContent = "Asking the model …";
     try {
       const found = await this.view.session.doubt();
+      if (this.found !== place) return null; // forgotten meanwhile
       const worst = found.worst_slice ? ` The least certain slice is ${found.worst_slice.index + 1}.` : "";
-      place.textContent = `Mean spread in the mask ${found.spread.toFixed(2)}.${worst}`;
+      note.textContent = `Mean spread in the mask ${found.spread.toFixed(2)}.${worst}`;
       return found;
     } catch (error) {
-      place.textContent = error.message;
+      if (this.found === place) note.textContent = error.message;
       return null;
     }
+  }
+
+  /** What a question is about: the session, the object, and how often its mask has changed. */
+  #place() {
+    const { state, current } = this.view.session;
+    return [state?.id, current?.id, current?.changed].join("/");
   }
 }

@@ -79,7 +79,7 @@ export class Panel {
     button.dataset.focus = `${field}-${object.id}`;
     button.setAttribute("aria-pressed", field === "visible" ? object.visible : pressed);
     if (field === "visible") button.classList.toggle("off", !object.visible);
-    button.addEventListener("click", () => this.view.session.change(object.id, { [field]: !object[field] }));
+    button.addEventListener("click", () => this.view.session.toggle(field, object.id));
     return button;
   }
 

@@ -5,12 +5,12 @@ import { ask, askSave } from "./sheets.js";
 /** Ask what to save and how, and do it. */
 export async function save(session, messages) {
   const { api } = session;
-  const choice = await askSave(session, await isDicom(session));
+  const choice = await askSave(session);
   if (!choice) return;
   try {
     if (choice.place === "beside") {
       const format = choice.format === "dcm" ? "dicom_seg" : choice.format;
-      const wish = { tag: "final", format, objects: choice.objects };
+      const wish = { tag: choice.tag, format, objects: choice.objects };
       const saved = await beside(api, wish);
       if (saved) messages.note(`${saved.replaced ? "Replaced" : "Saved as"} ${saved.path} in the folder of studies.`);
       return;
@@ -29,7 +29,7 @@ async function beside(api, wish) {
     return await api.call("POST", "session/save", { ...wish, replace: false });
   } catch (error) {
     if (error.code !== "exists") throw error;
-    const yes = await ask("Labels of this scan are in labels/final already. Replace them?");
+    const yes = await ask(`Labels of this scan are in labels/${wish.tag} already. Replace them?`);
     return yes ? api.call("POST", "session/save", { ...wish, replace: true }) : null;
   }
 }
@@ -39,13 +39,6 @@ function wanted({ state, current }, { objects, format }) {
   const name = `${state.name}_${named}.${format}`;
   if (objects && format !== "dcm") return { name, path: `session/objects/${objects[0]}/mask.${format}` };
   return { name, path: `session/labels.${format}${objects ? `?objects=${objects.join(",")}` : ""}` };
-}
-
-/** Whether the study is a DICOM series, of which alone a DICOM-SEG can speak. */
-async function isDicom({ api, state: { study } }) {
-  if (!study) return false;
-  const found = await api.look(`studies?${new URLSearchParams({ query: study })}`).catch(() => ({ studies: [] }));
-  return found.studies.some(({ path, bytes }) => path === study && (bytes === undefined || bytes === null));
 }
 
 function hand(blob, name) {

@@ -4,7 +4,9 @@ import { Masks } from "./masks.js";
 import { decode } from "./wire.js";
 
 /**
- * One session on the server, seen from the page. Actions are sent one after the other, in the order they were asked for.
+ * One session on the server, seen from the page. Actions are sent one after the other, in the order they were asked for,
+ * and so are openings. What an action is about, such as the current object, is decided when its turn comes; one that was
+ * meant for a scan that is not open any more is dropped.
  *
  * Events: "opened" when another volume is there, "objects" when anything about the objects changed, "masks" when voxels
  * changed, "prompts" when the list of prompts may have changed, "busy" (detail: how many actions wait), "saved" after an
@@ -17,6 +19,7 @@ export class Session extends EventTarget {
     this.masks = new Masks();
     this.state = null;
     this.prompts = [];
+    this.promptsOf = null; // the object that they belong to
     this.waiting = 0;
     this.asked = 0;
     this.listing = 0;
@@ -42,20 +45,29 @@ export class Session extends EventTarget {
 
   // --- opening -------------------------------------------------------------------------------------------------------
 
-  async open(request) {
-    await this.api.open(request);
-    await this.#take(await this.api.call("GET", "session?masks=true"), true);
+  open(request) {
+    return this.#opening(() => this.api.open(request));
   }
 
-  async upload(file, model, frame) {
-    await this.api.upload(file, model, frame);
-    await this.#take(await this.api.call("GET", "session?masks=true"), true);
+  upload(file, model, frame, annotator) {
+    return this.#opening(() => this.api.upload(file, model, frame, annotator));
   }
 
-  async #take(state, fresh) {
+  #opening(work) {
+    const done = this.last.then(async () => {
+      await work();
+      await this.#take(await this.api.call("GET", "session?masks=true"), true);
+    });
+    this.last = done.catch(() => {}); // told by the one who asked for it
+    return done;
+  }
+
+  async #take(state, asked) {
     const masks = await Promise.all(state.objects.map(({ mask }) => (mask ? decode(mask) : null)));
+    if (state.id !== this.api.session) return; // another one was opened meanwhile
+    // One that was opened without the page having heard of it, since the server went away in between, is a new one too.
+    const fresh = asked || (this.state && this.state.id !== state.id);
     this.state = state;
-    this.heat = null;
     this.masks.clear();
     state.objects.forEach((object, n) => this.masks.replace(object.id, masks[n]));
     if (fresh) this.#tell("opened");
@@ -68,27 +80,45 @@ export class Session extends EventTarget {
 
   /** Prompts in voxels; several are answered together. Resolves when the masks are there. */
   add(...prompts) {
-    return this.#act("POST", "session/prompts", { object: this.state.current, space: "voxel", prompts });
+    return this.#act(() => {
+      if (this.current.locked) throw new Error(`${this.current.name} is locked; K unlocks it.`);
+      return ["POST", "session/prompts", { object: this.state.current, space: "voxel", prompts }];
+    });
   }
 
   undo() {
-    return this.#act("POST", "session/undo", { object: this.state.current });
+    return this.#act(() => ["POST", "session/undo", { object: this.state.current }]);
   }
 
   redo() {
-    return this.#act("POST", "session/redo", { object: this.state.current });
+    return this.#act(() => ["POST", "session/redo", { object: this.state.current }]);
   }
 
   reset() {
-    return this.#act("POST", "session/reset", { object: this.state.current });
+    return this.#act(() => ["POST", "session/reset", { object: this.state.current }]);
   }
 
-  removePrompt(number) {
-    return this.#act("DELETE", `session/prompts/${number}?object=${this.state.current}`);
+  /** One of the prompts that are listed; it stays its object's, whichever is current when its turn comes. */
+  removePrompt(number, object = this.promptsOf) {
+    return this.#act(() => ["DELETE", `session/prompts/${number}?object=${object}`]);
+  }
+
+  /** The last prompt of the current object, also if that is still on its way now. */
+  removeLast() {
+    return this.#act(async () => {
+      const { object, prompts } = await this.#ask("GET", `session/prompts?object=${this.state.current}`);
+      return prompts.length ? ["DELETE", `session/prompts/${prompts.at(-1).id}?object=${object}`] : null;
+    });
   }
 
   setModel(model) {
-    return this.#act("PUT", "session/model", { model });
+    return this.#queue(async () => {
+      const answer = await this.#ask("PUT", "session/model", { model });
+      await this.#apply(answer.changes);
+      this.state = await this.#ask("GET", "session"); // the answer tells neither the model nor what it takes
+      this.#changed();
+      return answer;
+    });
   }
 
   async refreshPrompts() {
@@ -96,8 +126,9 @@ export class Session extends EventTarget {
     this.listing++;
     try {
       const answer = await this.api.call("GET", `session/prompts?object=${this.state.current}&space=voxel`);
-      if (asked !== this.asked) return;
+      if (asked !== this.asked || this.state.id !== this.api.session) return;
       this.prompts = answer.prompts;
+      this.promptsOf = answer.object;
       this.#tell("prompts");
     } finally {
       this.listing--;
@@ -110,6 +141,15 @@ export class Session extends EventTarget {
     return this.change(id, { select: true });
   }
 
+  /** Select the object that is so many places further on in the list. */
+  selectNext(by) {
+    return this.#change(() => {
+      const { objects } = this;
+      const at = objects.indexOf(this.current) + by + objects.length;
+      return objects.length > 1 ? [objects[at % objects.length].id, { select: true }] : null;
+    });
+  }
+
   newObject() {
     return this.#queue(async () => {
       await this.#ask("POST", "session/objects", { select: true });
@@ -119,9 +159,14 @@ export class Session extends EventTarget {
 
   /** Name, colour, lock, visibility or selection of an object. */
   change(id, change) {
-    return this.#queue(async () => {
-      await this.#ask("PATCH", `session/objects/${id}`, change);
-      await this.#objects();
+    return this.#change(() => [id, change]);
+  }
+
+  /** Turn "visible" or "locked" of an object over, of the current one if none is named. */
+  toggle(field, id) {
+    return this.#change(() => {
+      const object = id === undefined ? this.current : this.objects.find((one) => one.id === id);
+      return object ? [object.id, { [field]: !object[field] }] : null;
     });
   }
 
@@ -137,7 +182,10 @@ export class Session extends EventTarget {
 
   setPolicy(policy) {
     return this.#queue(async () => {
-      this.state = { ...this.state, ...(await this.#ask("PATCH", "session", { policy })) };
+      const { changes, ...state } = await this.#ask("PATCH", "session", { policy });
+      await this.#apply(changes); // another rule may give voxels to other objects at once
+      this.state = { ...this.state, ...state };
+      if (changes.length) this.#tell("masks");
       this.#tell("objects");
     });
   }
@@ -171,16 +219,34 @@ export class Session extends EventTarget {
     return answer;
   }
 
-  #act(method, path, body) {
+  /** An action on masks; `build` gives method, path and body when its turn comes, or nothing if there is nothing to do. */
+  #act(build) {
     return this.#queue(async () => {
-      const answer = await this.#ask(method, path, body);
+      const request = await build();
+      if (!request) return undefined;
+      const answer = await this.#ask(...request);
       await this.#apply(answer.changes, answer.object);
       this.#note(answer);
-      this.#tell("masks");
-      this.#tell("objects");
-      this.refreshPrompts().catch((error) => this.#tell("trouble", error));
+      this.#changed();
       return answer;
     });
+  }
+
+  /** An action on an object; `build` gives its id and what to change when its turn comes, or nothing. */
+  #change(build) {
+    return this.#queue(async () => {
+      const request = build();
+      if (!request) return;
+      const [id, change] = request;
+      await this.#ask("PATCH", `session/objects/${id}`, change);
+      await this.#objects();
+    });
+  }
+
+  #changed() {
+    this.#tell("masks");
+    this.#tell("objects");
+    this.refreshPrompts().catch((error) => this.#tell("trouble", error));
   }
 
   async #apply(changes, worked) {
@@ -194,12 +260,11 @@ export class Session extends EventTarget {
     }
   }
 
-  #note({ object, model, changes, ...answer }) {
+  #note({ object, ...answer }) {
     const { quality, can_undo, can_redo, prompts, voxels, volume_ml, changed } = answer;
     const known = { quality, can_undo, can_redo, prompts, voxels, volume_ml, changed };
     this.#amend(object, Object.fromEntries(Object.entries(known).filter(([, value]) => value !== undefined)));
     if (object !== undefined) this.state.current = object;
-    if (model) this.state.model = model;
   }
 
   #amend(id, fields) {
@@ -207,17 +272,17 @@ export class Session extends EventTarget {
   }
 
   #queue(work) {
+    const meant = this.state?.id;
     this.#tell("busy", ++this.waiting);
-    const done = this.last.then(work).then(
-      (answer) => {
-        this.#tell("saved");
-        return answer;
-      },
-      async (error) => {
-        this.#tell("trouble", error);
-        if (error.code === "gone") await this.api.whenBack();
-      },
-    );
+    const done = this.last.then(async () => {
+      if (meant !== this.api.session) return undefined; // another scan is open by now
+      const answer = await work();
+      this.#tell("saved");
+      return answer;
+    }).catch(async (error) => {
+      this.#tell("trouble", error);
+      if (error.code === "gone") await this.api.whenBack();
+    });
     this.last = done.finally(() => this.#tell("busy", --this.waiting));
     return done;
   }

@@ -2,7 +2,15 @@
 
 import { element } from "./panel.js";
 
+const NAME_PLACE = "volsam-annotator";
+const MOST_SESSIONS = 10_000; // as many as the server lists at once
+
 const byId = (id) => document.getElementById(id);
+
+/** The name of the one who works here, "" if none was given. */
+export function annotator() {
+  return localStorage.getItem(NAME_PLACE) ?? "";
+}
 
 /** A yes or no from the user. */
 export async function ask(text) {
@@ -11,6 +19,7 @@ export async function ask(text) {
 }
 
 byId("frame-cancel").addEventListener("click", () => byId("frame-sheet").close());
+byId("save-cancel").addEventListener("click", () => byId("save-sheet").close());
 
 /** Which frame of several to open; null for none. */
 export async function askFrame(name, frames) {
@@ -31,8 +40,10 @@ export class StartSheet {
   constructor(api) {
     this.api = api;
     this.sheet = byId("start");
-    this.waiting = null;
+    this.asked = 0;
     byId("file").addEventListener("change", ({ target }) => target.files[0] && this.#chosen({ file: target.files[0] }));
+    byId("annotator").value = annotator();
+    byId("annotator").addEventListener("input", ({ target }) => localStorage.setItem(NAME_PLACE, target.value.trim()));
     byId("query").addEventListener("input", () => {
       clearTimeout(this.timer);
       this.timer = setTimeout(() => this.#list(), 200);
@@ -61,6 +72,7 @@ export class StartSheet {
     byId("start-error").textContent = trouble;
     byId("start-error").hidden = !trouble;
     if (!this.sheet.open) this.sheet.showModal();
+    this.saved = this.#sessions(); // once, since the server reads every saved session to answer
     this.#list();
   }
 
@@ -72,33 +84,46 @@ export class StartSheet {
 
   async #list() {
     const query = byId("query").value.trim();
+    const asked = ++this.asked; // of several questions on their way the last one counts
     let studies;
     try {
       ({ studies } = await this.api.look(`studies?${new URLSearchParams({ query, limit: 200 })}`));
     } catch {
       return; // a server without a folder of studies takes files
     }
+    const saved = await this.saved;
+    if (asked !== this.asked) return;
     byId("studies-part").hidden = false;
-    const rows = await Promise.all(studies.map((study) => this.#rows(study)));
+    const rows = studies.map((study) => this.#rows(study, saved.get(study.path) ?? []));
     const none = element("li", { textContent: query ? "No scan has that in its name." : "The folder of studies is empty." });
     byId("studies").replaceChildren(...(rows.length ? rows.flat() : [none]));
   }
 
-  async #rows(study) {
+  /** Saved sessions with prompts by study, newest first. */
+  async #sessions() {
+    const { sessions } = await this.api.look(`sessions?limit=${MOST_SESSIONS}`).catch(() => ({ sessions: [] }));
+    const found = new Map();
+    for (const saved of sessions.filter(({ study, prompts }) => study && prompts)) {
+      if (!found.has(saved.study)) found.set(saved.study, []);
+      found.get(saved.study).push(saved);
+    }
+    return found;
+  }
+
+  #rows(study, sessions) {
     const open = element("button", { type: "button" });
     const size = study.bytes === undefined ? "DICOM series" : bytesAsRead(study.bytes);
     open.append(element("span", { textContent: study.path, title: study.path }), element("small", { textContent: size }));
     open.addEventListener("click", () => this.#chosen({ study: study.path }));
     const rows = [item(open)];
-    const asked = this.api.look(`sessions?${new URLSearchParams({ study: study.path })}`);
-    const { sessions } = await asked.catch(() => ({ sessions: [] }));
-    for (const saved of sessions.filter(({ prompts }) => prompts).slice(0, 3)) {
+    for (const saved of sessions.slice(0, 3)) {
       const again = element("button", { type: "button", className: "resume" });
       const when = new Date(saved.modified).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
       const what = `Go on: ${saved.objects.join(", ")}`;
+      const facts = [saved.annotator, `${saved.prompts} prompts`, when, saved.open && "open"];
       again.append(
         element("span", { textContent: what, title: what }),
-        element("small", { textContent: `${saved.prompts} prompts, ${when}${saved.open ? ", open" : ""}` }),
+        element("small", { textContent: facts.filter(Boolean).join(", ") }),
       );
       again.addEventListener("click", () => this.#chosen({ resume: saved.id }));
       rows.push(item(again));
@@ -107,20 +132,28 @@ export class StartSheet {
   }
 }
 
-/** Ask what to save and how: `{place, objects, format}`, or null. */
-export async function askSave(session, isDicom) {
+/** Ask what to save and how: `{place, objects, format, tag}`, or null. */
+export async function askSave(session) {
+  const { study, dicom } = session.state;
+  const [tag, beside] = [byId("tag"), byId("save-beside")];
   byId("save-current").textContent = session.current.name;
-  byId("save-dicom").hidden = !isDicom;
-  const { study } = session.state;
-  byId("save-beside").hidden = byId("save-place").hidden = !study;
+  byId("save-dicom").hidden = !dicom;
+  byId("save-tag").hidden = beside.hidden = beside.disabled = byId("save-place").hidden = !study;
   const folder = study?.split("/").slice(0, -1).join("/");
-  byId("save-place").textContent = `Download gives a file to this computer; the other button writes into ${
-    ["labels/final", folder].filter(Boolean).join("/")} of the folder of studies.`;
+  tag.oninput = () => {
+    const place = `labels/${tag.value}`;
+    beside.textContent = `Save into ${place}`;
+    byId("save-place").textContent = `Download gives a file to this computer; the other button writes into ${
+      [place, folder].filter(Boolean).join("/")} of the folder of studies.`;
+  };
+  if (!tag.checkValidity()) tag.value = tag.defaultValue;
+  tag.oninput();
   const sheet = byId("save-sheet");
   const place = await answered(sheet);
   if (place !== "download" && place !== "beside") return null;
   const chosen = (name) => sheet.querySelector(`input[name=${name}]:checked`).value;
-  return { place, objects: chosen("what") === "all" ? null : [session.state.current], format: chosen("format") };
+  const objects = chosen("what") === "all" ? null : [session.state.current];
+  return { place, objects, format: chosen("format"), tag: tag.value };
 }
 
 function answered(dialog) {

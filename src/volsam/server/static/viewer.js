@@ -7,7 +7,7 @@ import { Messages } from "./messages.js";
 import { element, Panel, round } from "./panel.js";
 import { save } from "./saving.js";
 import { Session } from "./session.js";
-import { ask, askFrame, askKey, StartSheet } from "./sheets.js";
+import { annotator, ask, askFrame, askKey, StartSheet } from "./sheets.js";
 import { Space } from "./space.js";
 import { TOOLS, Tools } from "./tools.js";
 import { View } from "./view.js";
@@ -56,7 +56,8 @@ async function orResume(request) {
   const last = sessions.filter(({ prompts }) => prompts).sort((a, b) => (a.modified < b.modified ? 1 : -1))[0];
   if (!last) return request;
   const when = new Date(last.modified).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-  const text = `Go on with what you did on ${when} (${last.objects.join(", ")})? No begins anew and keeps it.`;
+  const who = last.annotator && last.annotator !== annotator() ? last.annotator : "you";
+  const text = `Go on with what ${who} did on ${when} (${last.objects.join(", ")})? No begins anew and keeps it.`;
   return (await ask(text)) ? { resume: last.id } : request;
 }
 
@@ -64,8 +65,9 @@ async function orResume(request) {
 async function open(choice) {
   messages.progress("Opening the scan", 0);
   try {
-    if (choice.file) await session.upload(choice.file, byId("model").value, choice.frame);
-    else await session.open(choice);
+    const who = annotator() || undefined;
+    if (choice.file) await session.upload(choice.file, byId("model").value, choice.frame, who);
+    else await session.open(choice.study ? { ...choice, annotator: who } : choice);
   } catch (error) {
     messages.progress();
     if (error.code === "key") return undefined;
@@ -112,6 +114,12 @@ session.addEventListener("opened", async () => {
   await load(volume);
 });
 
+/** What another model does not take is put down. */
+function fitTools() {
+  if (!tools.deep && !session.takes("flat box")) tools.toggleDeep();
+  if (tools.tool !== "look" && !session.takes(tools.tool)) tools.choose(session.takes("point") ? "point" : "look");
+}
+
 /** A warning about a file, whose name stands at the top of the page anyway. */
 function withoutName(note, name) {
   return note.startsWith(name) ? `This scan${note.slice(name.length).replace(/^(\.\w+)+/, "")}` : note;
@@ -125,13 +133,16 @@ async function load(volume) {
   try {
     const response = await api.response("GET", `session/image.nii${near ? "" : ".gz"}`);
     await volume.fill(response, !near, (part) => {
+      if (view.volume !== volume) return;
       messages.progress("Loading the scan", part);
-      if (view.volume !== volume || performance.now() - shown < SHOW_MS) return;
+      if (performance.now() - shown < SHOW_MS) return;
       view.refill();
       shown = performance.now();
     });
+    if (view.volume !== volume) return; // another scan was opened meanwhile
     document.body.dataset.ready = "true";
   } catch (error) {
+    if (view.volume !== volume) return;
     messages.error(error);
   }
   messages.progress();
@@ -140,7 +151,8 @@ async function load(volume) {
 
 async function listModels() {
   const { models, default: first } = await api.look("models");
-  const option = ({ name, summary }) => Object.assign(new Option(name, name), { title: summary });
+  const told = ({ summary, licence }) => [summary, licence && `licence: ${licence}`].filter(Boolean).join("; ");
+  const option = (model) => Object.assign(new Option(model.name, model.name), { title: told(model) });
   byId("model").replaceChildren(...models.map(option));
   byId("model").value = first;
 }
@@ -167,7 +179,6 @@ api.addEventListener("key", () => {
 
 /** Send a prompt; `began` is when the hand moved, so that the time until the mask is painted can be told. */
 view.send = async (prompt, began) => {
-  if (session.current.locked) return messages.error(new Error(`${session.current.name} is locked; K unlocks it.`));
   insight.forget();
   const answer = await session.add(prompt);
   if (!answer) return undefined;
@@ -195,25 +206,15 @@ function tell({ quality, volume_ml: volume }) {
 }
 
 async function deletePrompt() {
-  const prompt = session.prompts.find(({ id }) => id === view.chosen) ?? session.prompts.at(-1);
+  const prompt = session.prompts.find(({ id }) => id === view.chosen);
   view.chosen = null;
   if (prompt) await session.removePrompt(prompt.id);
+  else await session.removeLast();
 }
 
 function lookAtObject() {
   const box = session.masks.boxes.get(session.state?.current);
   if (box && session.current.voxels) view.moveTo(box.low.map((low, axis) => (low + box.high[axis] - 1) / 2));
-}
-
-function change(field) {
-  const { current } = session;
-  if (current) session.change(current.id, { [field]: !current[field] });
-}
-
-function nextObject(by) {
-  const at = session.objects.indexOf(session.current) + by;
-  const count = session.objects.length;
-  if (count > 1) session.select(session.objects[(at + count) % count].id);
 }
 
 view.ask = ask;
@@ -239,11 +240,11 @@ const commands = {
   Delete: deletePrompt,
   Backspace: deletePrompt,
   r: () => step("reset"),
-  e: () => nextObject(1),
-  "shift e": () => nextObject(-1),
+  e: () => session.selectNext(1),
+  "shift e": () => session.selectNext(-1),
   n: () => session.newObject(),
-  v: () => change("visible"),
-  k: () => change("locked"),
+  v: () => session.toggle("visible"),
+  k: () => session.toggle("locked"),
   F2: () => byId("objects").querySelector("[aria-current=true] .name")?.select(),
   h: lookAtObject,
   w: () => view.nextWindow(),
@@ -285,7 +286,9 @@ for (const [name, { name: word, key }] of Object.entries(TOOLS)) {
 }
 for (const [id, command] of Object.entries(BUTTONS)) byId(id).addEventListener("click", () => command());
 byId("model").addEventListener("change", async ({ target }) => {
-  if (session.state && !(await session.setModel(target.value))) target.value = session.state.model;
+  if (!session.state) return;
+  if (await session.setModel(target.value)) fitTools();
+  else target.value = session.state.model;
 });
 for (const plane of view.planes) tools.listen(plane);
 fillSheet(byId("keys"));

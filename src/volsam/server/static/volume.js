@@ -3,7 +3,7 @@
 const HEADER_BYTES = { 348: 352, 540: 544 };
 const TYPES = {
   2: Uint8Array, 4: Int16Array, 8: Int32Array, 16: Float32Array, 64: Float64Array, 256: Int8Array, 512: Uint16Array,
-  768: Uint32Array,
+  768: Uint32Array, 1024: BigInt64Array, 1280: BigUint64Array,
 };
 // Types whose every value has a place in a table of grey levels, and how far their values lie below 0.
 const TABLES = new Map([[Uint8Array, 0], [Int8Array, 128], [Int16Array, 32768], [Uint16Array, 0]]);
@@ -16,6 +16,7 @@ export class Volume {
     this.spacing = state.spacing;
     this.planes = planesOf(state);
     this.data = null;
+    this.raw = null;
     this.slope = 1;
     this.intercept = 0;
     this.table = { levels: new Uint32Array(0), low: NaN, high: NaN };
@@ -28,6 +29,7 @@ export class Volume {
     let head = new Uint8Array(0);
     let bytes = null;
     let at = 0;
+    let ready = 0;
     for (;;) {
       const { done, value } = await reader.read();
       if (done) break;
@@ -36,11 +38,14 @@ export class Volume {
         head = joined(head, chunk);
         const start = this.#prepare(head);
         if (start === null) continue;
-        bytes = new Uint8Array(this.data.buffer);
+        bytes = new Uint8Array(this.raw.buffer);
         chunk = head.subarray(start);
       }
       bytes.set(chunk.subarray(0, bytes.length - at), at);
       at = Math.min(at + chunk.length, bytes.length);
+      const whole = Math.floor(at / this.raw.BYTES_PER_ELEMENT); // a chunk may end within a voxel
+      this.#settle(ready, whole);
+      ready = whole;
       onProgress(at / bytes.length);
     }
     if (!bytes || at < bytes.length) throw new Error("The volume arrived incomplete; reload the page to fetch it again.");
@@ -50,19 +55,32 @@ export class Volume {
   #prepare(head) {
     if (head.length < 4) return null;
     const view = new DataView(head.buffer, head.byteOffset, head.length);
-    const kind = view.getInt32(0, true);
+    const little = view.getInt32(0, true) in HEADER_BYTES;
+    const kind = view.getInt32(0, little);
     if (!(kind in HEADER_BYTES)) throw new Error("The server sent something that is not a NIfTI; reload the page.");
     if (head.length < HEADER_BYTES[kind]) return null;
     const second = kind === 540;
-    const Type = TYPES[view.getInt16(second ? 12 : 70, true)];
+    const Type = TYPES[view.getInt16(second ? 12 : 70, little)];
     if (!Type) throw new Error("The volume has a type of voxel that this page cannot show.");
-    const start = second ? Number(view.getBigInt64(168, true)) : view.getFloat32(108, true);
+    const start = second ? Number(view.getBigInt64(168, little)) : view.getFloat32(108, little);
     if (head.length < start) return null;
-    const slope = second ? view.getFloat64(176, true) : view.getFloat32(112, true);
-    const intercept = second ? view.getFloat64(184, true) : view.getFloat32(116, true);
+    const slope = second ? view.getFloat64(176, little) : view.getFloat32(112, little);
+    const intercept = second ? view.getFloat64(184, little) : view.getFloat32(116, little);
     if (Number.isFinite(slope) && slope !== 0) [this.slope, this.intercept] = [slope, intercept];
-    this.data = new Type(this.shape[0] * this.shape[1] * this.shape[2]);
+    this.swapped = !little;
+    this.raw = new Type(this.shape[0] * this.shape[1] * this.shape[2]);
+    // Integers of 64 bits become numbers in the room that they came in; beyond 2 ** 53 they are rounded.
+    const wide = this.raw instanceof BigInt64Array || this.raw instanceof BigUint64Array;
+    this.data = wide ? new Float64Array(this.raw.buffer) : this.raw;
     return start;
+  }
+
+  /** Voxels that have arrived, `from` to `to`, as this machine reads them. */
+  #settle(from, to) {
+    const { raw, data } = this;
+    const size = raw.BYTES_PER_ELEMENT;
+    if (this.swapped && size > 1) turn(new Uint8Array(raw.buffer, from * size, (to - from) * size), size);
+    if (data !== raw) for (let n = from; n < to; n++) data[n] = Number(raw[n]);
   }
 
   /** The value of a voxel as the file means it. */
@@ -191,6 +209,17 @@ function first({ axis, flip, size }, strides) {
 function grey(level) {
   const byte = level <= 0 ? 0 : level >= 255 ? 255 : level | 0;
   return 0xff000000 | (byte << 16) | (byte << 8) | byte; // ABGR, as little-endian pixels lie
+}
+
+/** The bytes of every number the other way round. */
+function turn(bytes, size) {
+  for (let at = 0; at < bytes.length; at += size) {
+    for (let a = at, b = at + size - 1; a < b; a++, b--) {
+      const byte = bytes[a];
+      bytes[a] = bytes[b];
+      bytes[b] = byte;
+    }
+  }
 }
 
 function joined(a, b) {

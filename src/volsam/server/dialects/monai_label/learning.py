@@ -78,7 +78,7 @@ def router(app: App) -> APIRouter:
 
 
 class Doubt:
-    """What a model expects of its own answers: `Session.quality`, the Dice that it foretells.
+    """What a model expects of its own answers: `Session.quality`, the Dice that it predicts.
 
     Where somebody has begun on an image, it is that of the newest saved session, of its worst object. Else it is that
     of a first guess: for every label that was saved so far, one click at the place, as a part of the volume's extent,
