@@ -36,3 +36,12 @@ class MissingExtra(VolsamError):
 
 class NotSupported(VolsamError):
     """The request is understood and deliberately not served."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch has words and types of its own for that, which are no MemoryError."""
+    said = f"{type(error).__name__} {error}"
+    return isinstance(error, MemoryError) or any(sign in said for sign in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory")

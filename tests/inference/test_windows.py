@@ -9,7 +9,7 @@ from volsam.data.preparation import Preparation, Prepared
 from volsam.geometry import Grid
 from volsam.inference.windows import WindowModel
 from volsam.training.augment import Augment
-from volsam.training.items import cut
+from volsam.training.patches import cut
 from volsam.volume import Volume
 
 PATCH = (16, 24, 16)

@@ -15,8 +15,9 @@ from volsam.errors import BadInput
 from volsam.recipes.methods.method import load_methods
 from volsam.training.augment import Augment, Strength, blur
 from volsam.training.config import configured
-from volsam.training.items import Embedded, Patches, Stacks, rectangle
+from volsam.training.patches import Patches
 from volsam.training.run import Plan
+from volsam.training.stacks import Embedded, Stacks, rectangle
 
 
 @pytest.fixture

@@ -337,7 +337,7 @@ def test_stacks_in_colour_are_scaled_as_the_model_scales_them(tmp_path, percenti
     from volsam.data.preparation import Preparation, prepare
     from volsam.inference.automatic import StackStyle, between_percentiles, segment_slices
     from volsam.training.augment import Augment
-    from volsam.training.items import Stacks, coloured
+    from volsam.training.stacks import Stacks, coloured
 
     dataset = make_dataset(tmp_path / "Dataset007_Film", channels=3)
     case, volume = dataset.cases[0], read_image(dataset.cases[0])

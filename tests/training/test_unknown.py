@@ -21,7 +21,7 @@ from volsam.recipes.methods import runs
 from volsam.training.augment import Augment
 from volsam.training.clicks import clicks_on_errors
 from volsam.training.dense_clicks import Targets, first_prompts, near_clicks, next_prompts, overlap
-from volsam.training.items import Embedded, Items, Patches, Stacks, one_of
+from volsam.training.items import Items, one_of
 from volsam.training.losses import (
     Loss,
     auto_sam,
@@ -31,6 +31,8 @@ from volsam.training.losses import (
     overlap_of_masks,
     sam_adapter_3d,
 )
+from volsam.training.patches import Patches
+from volsam.training.stacks import Embedded, Stacks
 from volsam.volume import Volume
 
 from .conftest import TINY, make_dataset

@@ -18,15 +18,13 @@ from typing import Any, NoReturn, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from volsam.errors import VolsamError
+from volsam.errors import VolsamError, is_out_of_memory
 
 Item = TypeVar("Item")
 
 INTERRUPTED = 130  # what a shell reports of a program stopped by Ctrl-C
 UNFOLDED = 10_000  # columns, more than any table has
 CLEAR_LINE = "\r\x1b[2K"
-# What torch says, in words or in its type, when memory runs out; it is no MemoryError.
-OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
 
 
 class Group(TyperGroup):
@@ -73,7 +71,7 @@ def explained(error: Exception) -> str:
     """What a user should read of an exception."""
     if isinstance(error, VolsamError):
         return str(error)
-    if isinstance(error, MemoryError) or any(sign in f"{type(error).__name__} {error}" for sign in OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return f"memory ran out ({error or 'no more could be had'}): crop or resample the image, or free some memory"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}; check free space and permissions"

@@ -58,8 +58,8 @@ def synth(
     shape: Annotated[str, typer.Option("--shape", metavar="I,J,K", help="Voxels of each volume.")] = "112,112,80",
 ) -> None:
     """Make a dataset of invented scans with known organs, in nnU-Net layout."""
-    from volsam.data.convert import making
     from volsam.data.dataset import write_table
+    from volsam.data.making import making
 
     size = _size(shape)
     with making(output) as folder:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from volsam.cli.console import Steps, fail, say
-from volsam.cli.options import Device
+from volsam.cli.options import Device, InPlane, Stride
 from volsam.errors import BadInput
 
 if TYPE_CHECKING:
@@ -85,8 +85,6 @@ TrainedOn = Annotated[
     int | None,
     typer.Option("--trained-on", metavar="N", min=0, help="Labelled volumes it was trained on, for --compare."),
 ]
-InPlane = Annotated[str, typer.Option("--plane", metavar="auto|axial|coronal|sagittal", help="For models of slices.")]
-Stride = Annotated[int, typer.Option("--stride", metavar="N", help="For models of stacks, as for `volsam predict`.")]
 Pictures = Annotated[int, typer.Option("--pictures", metavar="N", min=0, help="Of the worst objects.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Of clicks that are drawn.")]
 Again = Annotated[bool, typer.Option("--overwrite", help="Begin anew; without it a run goes on where it was stopped.")]

@@ -37,3 +37,23 @@ Engine = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+InPlane = Annotated[
+    str,
+    typer.Option(
+        "--plane",
+        metavar="auto|axial|coronal|sagittal",
+        help="For models of slices: the plane they look at; auto is the one in which the scan was taken.",
+    ),
+]
+Stride = Annotated[
+    int,
+    typer.Option(
+        "--stride", metavar="N", help="For models of stacks: slices from one stack to the next, 1 as published."
+    ),
+]
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A name from `volsam models list`, a weights file, or the file or folder of a run."
+    ),
+]

@@ -9,15 +9,9 @@ from typing import Annotated
 import typer
 
 from volsam.cli.console import Steps, explained, fail, no_room, say
-from volsam.cli.options import Device
+from volsam.cli.options import Device, InPlane, ModelName, Stride
 from volsam.errors import BadInput
 
-ModelName = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="A name from `volsam models list`, a weights file, or the file or folder of a run."
-    ),
-]
 Images = Annotated[
     list[Path],
     typer.Argument(
@@ -42,15 +36,6 @@ PromptFolder = Annotated[
         metavar="DIR",
         help="For models that take prompts: a folder with NAME.json for each image, NAME as in the output or as the "
         "image's file.",
-    ),
-]
-InPlane = Annotated[
-    str, typer.Option("--plane", metavar="auto|axial|coronal|sagittal", help="Of the slices that the model looks at.")
-]
-Stride = Annotated[
-    int,
-    typer.Option(
-        "--stride", metavar="N", help="For models of stacks: slices from one stack to the next, 1 as published."
     ),
 ]
 Part = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from volsam.cli.console import Steps
-from volsam.cli.options import Device, Engine, Model, Space
+from volsam.cli.options import Device, Engine, InPlane, Model, Space
 
 Image = Annotated[Path, typer.Argument(metavar="IMAGE", help="NIfTI, NRRD, MetaImage, MGH, DICOM file or folder.")]
 Points = Annotated[
@@ -62,14 +62,6 @@ Frame = Annotated[
 Channel = Annotated[
     int | None,
     typer.Option("--channel", metavar="N", help="Which channel of a file with several, from 0; without it the first."),
-]
-InPlane = Annotated[
-    str,
-    typer.Option(
-        "--plane",
-        metavar="auto|axial|coronal|sagittal",
-        help="For models of slices: the plane they look at; auto is the one in which the scan was taken.",
-    ),
 ]
 
 

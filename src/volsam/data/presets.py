@@ -7,7 +7,7 @@ preset describes the dataset after `volsam data convert`, or as its authors publ
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -54,6 +54,14 @@ class Preset:
     patient: str = ".*"
     colours: Mapping[int, Colour] = field(default_factory=lambda: MappingProxyType({}))
     notes: str = ""
+
+    def require_labels(self, values: Iterable[int], name: str) -> None:
+        """Refuse a dataset, called `name`, with label values that this one does not have."""
+        if unknown := sorted(set(values) - set(self.labels.values())):
+            raise BadInput(
+                f"--preset {self.name} knows the label values {sorted(self.labels.values())}, {name} also has "
+                f"{unknown}: is it that dataset?"
+            )
 
     def relabelled(self) -> tuple[dict[str, int], dict[int, int]]:
         """The labels that the paper scores, numbered from 1, and from every published value to its new one."""

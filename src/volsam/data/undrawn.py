@@ -13,9 +13,10 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from volsam.data.convert import ENDING, has_test, making, write_images, write_label
+from volsam.data.convert import has_test
 from volsam.data.dataset import FOLDERS, IGNORE, Case, Dataset, read_dataset, read_label, read_table
 from volsam.data.io import read_grid, read_volume, write_volume
+from volsam.data.making import ENDING, making, write_images, write_label
 from volsam.data.splits import NAME as SPLITS
 from volsam.errors import BadInput
 from volsam.geometry import Grid

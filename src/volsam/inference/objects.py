@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,16 @@ from volsam.inference.log import PromptLog
 from volsam.inference.predictor import Answer, Patch
 
 Changed = tuple[Shape, Shape]
+"""A box of voxels, its lowest corner and its highest (excluded)."""
+
+
+def around(boxes: Sequence[Changed]) -> Changed | None:
+    """The smallest box that holds several; None for none."""
+    if not boxes:
+        return None
+    low = np.min([low for low, _ in boxes], axis=0)
+    high = np.max([high for _, high in boxes], axis=0)
+    return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
 
 
 class ObjectState:
@@ -47,8 +58,4 @@ class ObjectState:
         self.canvas[patch.window] = patch.mask
         boxes = [(p.low, p.high) for p in (self.patch, patch) if p.mask.size]
         self.patch = patch
-        if not boxes:
-            return None
-        low = np.min([box[0] for box in boxes], axis=0)
-        high = np.max([box[1] for box in boxes], axis=0)
-        return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
+        return around(boxes)

@@ -51,7 +51,7 @@ class Checkpoint:
     @property
     def described(self) -> Described:
         """Names and shapes, by which a family knows its own."""
-        return Described(self.where, {name: tuple(tensor.shape) for name, tensor in self.tensors.items()})
+        return Described.of(self.where, self.tensors)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

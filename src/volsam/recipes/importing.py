@@ -201,7 +201,7 @@ def recognised(
             tensors = part.merge(first.tensors, second.tensors)
     elif partner is not None:
         raise BadInput(f"--with {partner}: {where} holds a whole network and needs no second file: leave --with out")
-    described = Described(where, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    described = Described.of(where, tensors)
     computed = {name: shape for name, shape in described.shapes.items() if name.endswith(COMPUTED)}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in computed}
     family = family_of(described)

@@ -41,7 +41,7 @@ def build(weights: Path, device: str = "cpu") -> SliceModel:
     from volsam.recipes.families.sam import slice_model
 
     found = tensors(weights)
-    described = Described(str(weights), {name: tuple(tensor.shape) for name, tensor in found.items()})
+    described = Described.of(str(weights), found)
     return slice_model(filled(families["sam"], described, found), SAM_MINI, device)
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volsam.inference.objects import Changed
+from volsam.inference.objects import Changed, around
 from volsam.inference.session import Model, Session
 from volsam.inference.uncertainty import Uncertainty
 from volsam.prompts import Prompt, PromptSet
 from volsam.server.device import Clock, Device
 from volsam.server.masks import Masks
-from volsam.server.ownership import Policy
+from volsam.server.ownership import Policy, window_of
 from volsam.server.problems import Problem
 from volsam.server.store import Store, now
 from volsam.server.things import Thing, Things
@@ -208,6 +208,14 @@ class Conversation:
         """The voxels of an object in a box, as the policy leaves them, as an array of its own; while held."""
         return self._masks.part(number, box)
 
+    def whole(self, number: int) -> NDArray[np.bool_]:
+        """The voxels of an object on the volume's own grid, as an array of its own; while held."""
+        mask = np.zeros(self.session.volume.grid.shape, bool, order="F")
+        box = self.bounds(number)
+        if box is not None:
+            mask[window_of(box)] = self.mask(number, box)
+        return mask
+
     @cached_property
     def intensity(self) -> dict[str, Any]:
         """The lowest and highest value of the volume, and the window in which a viewer shows it best."""
@@ -366,12 +374,8 @@ class Conversation:
         return change
 
     def _changed(self, number: int, old: Changed | None) -> Change | None:
-        boxes = [box for box in (old, self.bounds(number)) if box is not None]
-        if not boxes:
-            return None
-        low = np.min([low for low, _ in boxes], axis=0).tolist()
-        high = np.max([high for _, high in boxes], axis=0).tolist()
-        return self._note(number, ((low[0], low[1], low[2]), (high[0], high[1], high[2])))
+        box = around([box for box in (old, self.bounds(number)) if box is not None])
+        return None if box is None else self._note(number, box)
 
     def _saved(self, clock: Clock | None) -> None:
         with (clock or Clock())("save"):

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from volsam.errors import MissingExtra, NotSupported, VolsamError
+from volsam.errors import MissingExtra, NotSupported, VolsamError, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,6 @@ CODES = {
     503: "full",
     507: "storage",
 }
-# What torch says when memory runs out; it is no MemoryError.
-OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
 
 
 class Problem(VolsamError):
@@ -54,7 +52,7 @@ def status_of(error: Exception) -> tuple[int, str]:
         return (501 if isinstance(error, MissingExtra) else 400), str(error)
     if isinstance(error, VolsamError):
         return 400, " ".join(str(error).split())
-    if isinstance(error, MemoryError) or any(sign in f"{type(error).__name__} {error}" for sign in OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return 413, "memory ran out: close other sessions, or crop or resample the volume"
     log.error("unexpected %s", type(error).__name__, exc_info=error)
     return 500, f"unexpected {type(error).__name__}; the server's log has more"

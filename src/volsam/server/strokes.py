@@ -8,10 +8,11 @@ from math import prod
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from volsam.data.simulate import bounding_box
 from volsam.errors import BadInput, PromptOutside
 from volsam.geometry import Grid
-from volsam.inference.session import Changed
-from volsam.prompts import Box, Point, Prompt, Scribble
+from volsam.inference.objects import Changed
+from volsam.prompts import Box, MaskHint, Point, Prompt, Scribble
 
 # Enough to say where the area is; a model is shown about fifty in all.
 MOST_POINTS = 64
@@ -52,6 +53,16 @@ def painted(mask: NDArray[np.bool_], low: ArrayLike, positive: bool, grid: Grid)
     if len(places) == 0:
         raise BadInput("the stroke is empty: no voxel of it is set")
     return Scribble(_world(_spread(places) + np.asarray(low), grid), positive)
+
+
+def hint(mask: NDArray[np.bool_], grid: Grid) -> tuple[MaskHint, Changed]:
+    """A mask (i, j, k) on `grid` to start from, without the empty space around it, and where it lies."""
+    inside = bounding_box(mask)
+    if inside is None:
+        raise BadInput("the starting mask is empty: no voxel of it is set")
+    (a, d), (b, e), (c, f) = ((side.start, side.stop) for side in inside)
+    box = ((a, b, c), (d, e, f))
+    return MaskHint(mask[inside], grid.crop(*box)), box
 
 
 def boxed(box: Changed, positive: bool, grid: Grid) -> Prompt:

@@ -16,7 +16,8 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from volsam.training.items import Item, Patches
+from volsam.training.items import Item
+from volsam.training.patches import Patches
 
 TEMPERATURE = 0.1
 

@@ -93,7 +93,7 @@ def ours(weights: str, scan: str, voxel: tuple[int, ...]) -> int:
     from volsam.recipes.families.family import Described, family_of, fill, on_no_device
 
     tensors = torch.load(weights, weights_only=True, mmap=True)
-    described = Described(weights, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    described = Described.of(weights, tensors)
     family = family_of(described)
     network = on_no_device(family, described)
     fill(network, family, tensors, weights)

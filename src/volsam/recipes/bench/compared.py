@@ -158,7 +158,7 @@ def by_rule(name: str, tensor: Tensor, seed: int) -> Tensor:
 def described_by(pair: Pair, tensors: dict[str, Tensor]) -> Described:
     """What a family needs to know to build ours."""
     names = under_family_names(pair, tensors)
-    return Described(f"the reference {pair.name}", {name: tuple(tensor.shape) for name, tensor in names.items()})
+    return Described.of(f"the reference {pair.name}", names)
 
 
 def under_family_names(pair: Pair, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

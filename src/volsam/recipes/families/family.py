@@ -35,6 +35,11 @@ class Described:
     shapes: Mapping[str, tuple[int, ...]]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, where: str, weights: Mapping[str, Tensor]) -> Described:
+        """What weights tell by their shapes alone."""
+        return cls(where, {name: tuple(weight.shape) for name, weight in weights.items()})
+
     def size(self, name: str, default: int | None = None) -> int:
         """A whole number among the facts."""
         value = self.facts.get(name, default)

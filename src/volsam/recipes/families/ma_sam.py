@@ -221,7 +221,7 @@ def encoder_at(sam: Mapping[str, Tensor], image: int) -> dict[str, Tensor]:
 
 
 def _of(sam: Mapping[str, Tensor]) -> Described:
-    return Described("the SAM checkpoint", {name: tuple(tensor.shape) for name, tensor in sam.items()})
+    return Described.of("the SAM checkpoint", sam)
 
 
 def _require_same_size(tuned: Mapping[str, Tensor], sam: Described, depth: int, width: int) -> None:

@@ -25,8 +25,9 @@ from volsam.recipes.recipe import EMBEDDED
 from volsam.training.augment import Strength
 from volsam.training.config import Decay, Share, TrainConfig
 from volsam.training.dense_clicks import DenseClickTask
-from volsam.training.items import Items, Patches
+from volsam.training.items import Items
 from volsam.training.losses import dice_and_cross_entropy
+from volsam.training.patches import Patches
 from volsam.training.run import Plan
 from volsam.training.tasks import LabelTask
 

@@ -30,7 +30,8 @@ from volsam.recipes.methods.method import Method, Show, Weights, augment_of, met
 from volsam.recipes.recipe import load_model
 from volsam.training.clicks import ClickTask
 from volsam.training.config import TrainConfig
-from volsam.training.items import Items, Patches
+from volsam.training.items import Items
+from volsam.training.patches import Patches
 from volsam.training.run import Plan
 from volsam.volume import Volume
 

@@ -242,7 +242,7 @@ def fitted_position(position: Float[Tensor, "1 H W c"], grid: tuple[int, int]) -
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Described:
     """What is known of weights before a network is built."""
-    return Described(WHERE, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    return Described.of(WHERE, tensors)
 
 
 def require_sam(tensors: Mapping[str, Tensor], *parts: str) -> Described:

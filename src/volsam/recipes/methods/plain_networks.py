@@ -24,8 +24,9 @@ from volsam.recipes.methods.method import (
     scaled,
 )
 from volsam.training.contrast import ContrastTask, Views, projection
-from volsam.training.items import Items, Patches
+from volsam.training.items import Items
 from volsam.training.losses import dice_and_cross_entropy
+from volsam.training.patches import Patches
 from volsam.training.run import Plan
 from volsam.training.tasks import LabelTask
 

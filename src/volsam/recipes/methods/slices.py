@@ -16,10 +16,11 @@ from volsam.inference.slices import AXES, plane_of
 from volsam.recipes.methods.from_sam import auto_sam_from_sam, ma_sam_from_sam
 from volsam.recipes.methods.method import Method, Show, Weights, all_alike, augment_of, methods, plan_of
 from volsam.training.config import Percent, TrainConfig
-from volsam.training.items import Embedded, Items, Stacks
+from volsam.training.items import Items
 from volsam.training.losses import auto_sam as auto_sam_loss
 from volsam.training.losses import ma_sam as ma_sam_loss
 from volsam.training.run import Plan
+from volsam.training.stacks import Embedded, Stacks
 from volsam.training.tasks import BoxTask, HeadTask, LabelTask
 
 if TYPE_CHECKING:

@@ -30,8 +30,9 @@ from volsam.recipes.methods.method import (
     scaled,
 )
 from volsam.recipes.methods.slices import SMALL_SAM, require
-from volsam.training.items import Items, Patches
+from volsam.training.items import Items
 from volsam.training.losses import sam_adapter_3d as half_and_half
+from volsam.training.patches import Patches
 from volsam.training.run import Plan
 from volsam.training.tasks import LabelTask, PointsTask
 from volsam.volume import Volume

@@ -144,14 +144,7 @@ def labelled(talk: Conversation, session: Session, things: list[Thing]) -> NDArr
 
 def segmented(talk: Conversation, session: Session, things: list[Thing]) -> list[Segment]:
     """Objects with masks of their own on the whole grid, for a format in which they may share voxels."""
-    found = []
-    for thing in things:
-        mask = np.zeros(session.volume.grid.shape, bool, order="F")
-        box = talk.bounds(thing.number)
-        if box is not None:
-            mask[window_of(box)] = talk.mask(thing.number, box)
-        found.append(Segment(thing.name, mask, thing.colour))
-    return found
+    return [Segment(thing.name, talk.whole(thing.number), thing.colour) for thing in things]
 
 
 def series_of(core: Core, talk: Conversation) -> Path:

@@ -28,7 +28,6 @@ from volsam.server.conversation import Conversation
 from volsam.server.core import Core
 from volsam.server.dialects.arrays import read_raw
 from volsam.server.dialects.seat import Seat, start_next
-from volsam.server.ownership import window_of
 from volsam.server.strokes import painted
 from volsam.server.volumes import MASKS, NUMBERS, as_volume, require_room
 
@@ -217,8 +216,5 @@ def _grid(shape: tuple[int, ...], about: Answer) -> Grid:
 
 def _whole(talk: Conversation) -> str:
     """The current object: a byte for each voxel, the first axis fastest, packed, in base64."""
-    whole = np.zeros(talk.session.volume.grid.shape, np.int8, order="F")
-    box = talk.bounds(talk.current)
-    if box is not None:
-        whole[window_of(box)] = talk.mask(talk.current, box)
-    return base64.b64encode(gzip.compress(whole.ravel(order="F").tobytes(), 1, mtime=0)).decode("ascii")
+    whole = talk.whole(talk.current).ravel(order="F")
+    return base64.b64encode(gzip.compress(whole.tobytes(), 1, mtime=0)).decode("ascii")

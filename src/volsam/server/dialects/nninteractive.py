@@ -26,16 +26,15 @@ from starlette.types import Scope
 
 from volsam.errors import BadInput
 from volsam.geometry import Grid
-from volsam.inference.objects import Changed
+from volsam.inference.objects import Changed, around
 from volsam.prompts import Click, MaskHint, Prompt
 from volsam.server.conversation import Conversation, Outcome
 from volsam.server.core import Core
 from volsam.server.dialects import nnia
 from volsam.server.dialects.seat import start_next
 from volsam.server.leases import Lease
-from volsam.server.ownership import window_of
 from volsam.server.problems import Problem
-from volsam.server.strokes import boxed, painted
+from volsam.server.strokes import boxed, hint, painted
 from volsam.server.uploads import upload_limit, whole_body
 from volsam.server.volumes import MASKS, as_volume, require_room
 
@@ -269,13 +268,8 @@ def router(core: Core) -> APIRouter:
             with core.using(_token(request)) as lease, core.talk(lease) as talk:
                 grid = talk.session.volume.grid
                 _, mask = _drawn(body, None, grid)
-                places = np.argwhere(mask)
-                if len(places) == 0:
-                    raise BadInput("the starting mask is empty: no voxel of it is set")
-                (a, b, c), (d, e, f) = places.min(axis=0).tolist(), (places.max(axis=0) + 1).tolist()
-                box = ((a, b, c), (d, e, f))
-                hint = MaskHint(mask[window_of(box)], grid.crop(*box))
-                return answered(lease, [hint], _run(meta, default=False), box)
+                start, box = hint(mask, grid)
+                return answered(lease, [start], _run(meta, default=False), box)
 
         return await run_in_threadpool(act)
 
@@ -402,14 +396,13 @@ def _prediction(talk: Conversation, mine: Desk, outcome: Outcome) -> Response:
     boxes = [change.box for change in outcome.changes if change.number == outcome.number]
     boxes += [] if mine.shown is None else [mine.shown]
     mine.shown = None
-    if not boxes:
+    box = around(boxes)
+    if box is None:
         return _unseen()
-    low = np.min([one for one, _ in boxes], axis=0).tolist()
-    high = np.max([other for _, other in boxes], axis=0).tolist()
-    values = talk.mask(outcome.number, ((low[0], low[1], low[2]), (high[0], high[1], high[2]))).astype(mine.dtype)
+    values = talk.mask(outcome.number, box).astype(mine.dtype)
     meta = {
         "ran_prediction": True,
-        "bbox": [list(pair) for pair in zip(low, high, strict=True)],
+        "bbox": [list(pair) for pair in zip(*box, strict=True)],
         "dtype": values.dtype.name,
         "shape": list(values.shape),
     }

@@ -19,15 +19,14 @@ from numpy.typing import NDArray
 
 from volsam.errors import BadInput
 from volsam.geometry import Grid
-from volsam.prompts import Click, MaskHint, Prompt
+from volsam.prompts import Click, Prompt
 from volsam.server import dialects
 from volsam.server.conversation import Conversation
 from volsam.server.core import Core
 from volsam.server.dialects.arrays import read_npy
 from volsam.server.dialects.seat import Seat, start_next
-from volsam.server.ownership import window_of
 from volsam.server.problems import Problem
-from volsam.server.strokes import boxed, painted
+from volsam.server.strokes import boxed, hint, painted
 from volsam.server.volumes import MASKS, as_volume, require_room
 
 LEASE, META = "X-Lease-Token", "X-Meta"
@@ -73,7 +72,7 @@ def router(core: Core) -> APIRouter:
             start_next(talk)
             waiting.clear()
             if mask.any():
-                waiting.append(_hint(mask, talk.session.volume.grid))
+                waiting.append(hint(mask, talk.session.volume.grid)[0])
         return OK
 
     @routes.post("/add_point_interaction")
@@ -172,21 +171,10 @@ def _mask(file: UploadFile, talk: Conversation) -> NDArray[np.bool_]:
     return found
 
 
-def _hint(mask: NDArray[np.bool_], grid: Grid) -> MaskHint:
-    places = np.argwhere(mask)
-    (a, b, c), (d, e, f) = places.min(axis=0).tolist(), (places.max(axis=0) + 1).tolist()
-    box = ((a, b, c), (d, e, f))
-    return MaskHint(mask[window_of(box)], grid.crop(*box))
-
-
 # --- what goes -------------------------------------------------------------------------------------------------------
 
 
 def _whole(talk: Conversation) -> Response:
     """The current object: a bit for each voxel, the last axis fastest, the highest bit of a byte first."""
-    whole = np.zeros(talk.session.volume.grid.shape, bool)
-    box = talk.bounds(talk.current)
-    if box is not None:
-        whole[window_of(box)] = talk.mask(talk.current, box)
-    packed = gzip.compress(np.packbits(whole).tobytes(), 1, mtime=0)
+    packed = gzip.compress(np.packbits(talk.whole(talk.current)).tobytes(), 1, mtime=0)
     return Response(packed, media_type="application/octet-stream", headers={"Content-Encoding": "gzip"})

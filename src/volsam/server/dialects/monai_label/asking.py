@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from volsam.errors import BadInput
 from volsam.geometry import Grid
-from volsam.inference.session import Changed
+from volsam.inference.objects import Changed
 from volsam.prompts import Box, Click, MaskHint, Prompt
 from volsam.server.dialects.monai_label.datastore import named_values
 from volsam.server.ownership import window_of
-from volsam.server.strokes import painted
+from volsam.server.strokes import hint, painted
 
 MOST_POINTS = 1000
 FOREGROUND, BACKGROUND = "foreground_scribbles", "background_scribbles"
@@ -113,10 +113,7 @@ def strokes(
     so_far = drawn == values[name] if name in values else np.zeros(drawn.shape, bool)
     found: list[Prompt] = []
     if takes_masks and so_far.any():
-        places = np.argwhere(so_far)
-        (a, b, c), (d, e, f) = places.min(axis=0).tolist(), (places.max(axis=0) + 1).tolist()
-        corners = ((a, b, c), (d, e, f))
-        found.append(MaskHint(so_far[window_of(corners)], grid.crop(*corners)))
+        found.append(hint(so_far, grid)[0])
     for stroke, positive in ((FOREGROUND, True), (BACKGROUND, False)):
         mask = within == values[stroke] if stroke in values else np.zeros(0, bool)
         if mask.any():

@@ -141,11 +141,7 @@ def _of_image(app: App, task: Task, image: str, session: str) -> NDArray[np.inte
             anew = bool(task.asked.get("reset_state"))
             number = settle(talk, name, prompts, task.clock, anew=anew, together=together).number
             task.quality = session_now.quality
-            whole = np.zeros(session_now.volume.grid.shape, bool)
-            bounds = talk.bounds(number)
-            if bounds is not None:
-                whole[window_of(bounds)] = talk.mask(number, bounds)
-            return whole
+            return talk.whole(number)
 
         return _asked(app, task, session_now, answer)
 
