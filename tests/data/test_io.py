@@ -695,8 +695,8 @@ def test_formats_of_the_extra_name_it_when_it_is_missing(tmp_path, a_scan, monke
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("mask.stl", "known are .nii, .nii.gz"),
-        ("mask", "known are"),
+        ("mask.stl", "choose one of .nii, .nii.gz"),
+        ("mask", "choose one of"),
         ("mask.mhd", "write .mha instead"),
         ("mask.nhdr", "write .nrrd instead"),
         ("mask.img", "write .nii instead"),

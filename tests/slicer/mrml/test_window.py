@@ -276,7 +276,7 @@ def a_package(folder: Path) -> Path:
 def test_an_environment_is_never_made_over_something_else(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(server_process.NotPossible, match="is not empty"):
-        server_process.Setup(tmp_path, sys.executable)
+        server_process.Setup(tmp_path, sys.executable, "volsam")
     assert (tmp_path / "thesis.txt").is_file()
 
 
