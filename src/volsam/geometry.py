@@ -177,6 +177,9 @@ def resample(
 
     Grids that differ by a signed permutation of axes and whole voxels are indexed: exact, and the data type stays.
     Otherwise linear and area give float32, nearest keeps the data type.
+
+    Raises:
+        BadInput: the data do not have the shape of `source`.
     """
     if data.ndim == 4:
         return np.stack([resample(channel, source, target, mode=mode, fill=fill) for channel in data])

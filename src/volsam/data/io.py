@@ -51,6 +51,14 @@ def read_volume(path: str | os.PathLike[str], *, frame: int | None = None) -> Vo
         frame: which time point (from 0) of a file that holds several; such a file is refused without it.
 
     NRRD, MetaImage, DICOM and PNG need the extra "itk".
+
+    Returns:
+        Data (c, i, j, k) with an affine from voxel indices to mm RAS+. NaN and infinities are read as 0, with a warning.
+
+    Raises:
+        BadFile: the file is missing, damaged, or of a kind that is not read.
+        BadInput: several frames, and none was chosen; several DICOM series, or slices that make no lattice.
+        MissingExtra: the format needs a library that is not installed.
     """
     path = Path(path)
     with one_line(path):
@@ -77,6 +85,10 @@ def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
     The file appears whole or not at all. NIfTI states the volume's affine to the last bit: in the fields of the header
     that the volume was read with, else in single precision if that holds it, else as NIfTI-2. MGH, NRRD and MetaImage
     state it to their own rounding, and exactly when the volume came from such a file.
+
+    Raises:
+        BadInput: the ending is of no format that can be written, the format cannot hold the data, or the disk cannot.
+        MissingExtra: the format needs a library that is not installed.
     """
     path = Path(path)
     writer = _writer(path)

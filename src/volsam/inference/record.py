@@ -22,7 +22,7 @@ SAMPLED = 1 << 18
 def read_record(path: Path) -> dict[str, Any]:
     """What a file holds, if it is a saved session that this version can read."""
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as reason:
         raise BadFile(f"cannot read the session {path}: {reason.strerror}") from None
     except ValueError:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from volsam.data.files import replacing
 from volsam.errors import BadFile, BadInput, NotSupported
 from volsam.geometry import resample
 from volsam.inference.log import Active, PromptLog
@@ -37,7 +38,9 @@ class Session:
     """Prompts and masks of any number of named objects in one volume.
 
     `add`, `undo`, `redo`, `remove` and `reset` act on the current object (`current`, set by `select`) and return the
-    box of voxels, lowest corner to highest (excluded), in which its mask changed, or None.
+    box of voxels, lowest corner to highest (excluded), in which its mask changed, or None. They raise `PromptOutside`
+    for a prompt outside of the volume and `NotSupported` or `BadInput` for one that the model does not take; whatever
+    they raise, the session stays as it was.
 
     neighbours: what was clicked in other objects counts as outside the one that is worked on, if the model takes
     negative clicks. The clicks meant are kept in the log, so that a replay gives the same masks.
@@ -248,15 +251,9 @@ class Session:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `record` as JSON; the file appears whole or not at all."""
-        target = Path(path)
-        unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            unfinished.write_text(json.dumps(self.record()))
-            unfinished.replace(target)
-        except OSError as reason:
-            unfinished.unlink(missing_ok=True)
-            raise BadFile(f"cannot write the session to {target}: {reason.strerror}; choose another place") from None
+        """Write `record` as JSON; the file appears whole or not at all, or BadInput says why it cannot."""
+        with replacing(Path(path)) as unfinished:
+            unfinished.write_text(json.dumps(self.record()), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Model, volume: Volume) -> Session:

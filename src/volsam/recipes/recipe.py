@@ -69,6 +69,10 @@ def load_model(
     device: "auto" (cuda, then mps, then cpu), or one of them. engine: "auto", "torch" or "openvino"; if None, what
     VOLSAM_ENGINE says, else "auto": OpenVINO for the clicks of published 3D models on a CPU, where it is installed.
     With "plain" it is torch, and the network can learn and be saved, as it cannot with the others.
+
+    Raises:
+        BadInput: the name is unknown, the model takes no prompts, or the device is not there.
+        BadFile: weights are missing or damaged, or are of no network that is known.
     """
     wanted = EMBEDDED if name_or_path is None else os.fspath(name_or_path)
     if wanted not in shipped():

@@ -57,7 +57,7 @@ def test_a_name_goes_with_what_is_opened_and_tells_people_apart(viewer: Viewer, 
 
     page = begin(viewer)
     assert page.input_value("#annotator") == "Ana"
-    assert page.locator("#studies .resume small").inner_text().startswith("Ana, 1 prompts")
+    assert page.locator("#studies .resume small").inner_text().startswith("Ana, 1 prompt,")
     page.set_input_files("#file", studies / "ct.nii.gz")
     page.wait_for_selector("body[data-ready=true]")
     assert viewer.state("state.study") is None

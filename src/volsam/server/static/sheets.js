@@ -120,7 +120,7 @@ export class StartSheet {
       const again = element("button", { type: "button", className: "resume" });
       const when = new Date(saved.modified).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
       const what = `Go on: ${saved.objects.join(", ")}`;
-      const facts = [saved.annotator, `${saved.prompts} prompts`, when, saved.open && "open"];
+      const facts = [saved.annotator, `${saved.prompts} prompt${saved.prompts === 1 ? "" : "s"}`, when, saved.open && "open"];
       again.append(
         element("span", { textContent: what, title: what }),
         element("small", { textContent: facts.filter(Boolean).join(", ") }),
