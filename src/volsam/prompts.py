@@ -34,9 +34,9 @@ class Click:
 class Box:
     """Two opposite corners in mm RAS+; the object lies inside.
 
-    The box runs along the axes of the grid on which it is used, from the centre of one voxel to that of another, both of
-    which belong to it. A box that is flat along one axis is a 2D box on that slice: the object is inside it there and may
-    go on in other slices.
+    The box runs along the axes of the grid on which it is used, from the centre of one voxel to that of another, both
+    of which belong to it. A box that is flat along one axis is a 2D box on that slice: the object is inside it there
+    and may go on in other slices.
     """
 
     low: Point

@@ -53,7 +53,7 @@ def read_volume(path: str | os.PathLike[str], *, frame: int | None = None) -> Vo
     NRRD, MetaImage, DICOM and PNG need the extra "itk".
 
     Returns:
-        Data (c, i, j, k) with an affine from voxel indices to mm RAS+. NaN and infinities are read as 0, with a warning.
+        Data (c, i, j, k) with an affine from voxel indices to mm RAS+, all of it finite: see `with_finite_values`.
 
     Raises:
         BadFile: the file is missing, damaged, or of a kind that is not read.

@@ -39,8 +39,8 @@ class Session:
 
     `add`, `undo`, `redo`, `remove` and `reset` act on the current object (`current`, set by `select`) and return the
     box of voxels, lowest corner to highest (excluded), in which its mask changed, or None. They raise `PromptOutside`
-    for a prompt outside of the volume and `NotSupported` or `BadInput` for one that the model does not take; whatever
-    they raise, the session stays as it was.
+    for a prompt outside of the volume and `BadInput` for one that the model does not take; whatever they raise, the
+    session stays as it was.
 
     neighbours: what was clicked in other objects counts as outside the one that is worked on, if the model takes
     negative clicks. The clicks meant are kept in the log, so that a replay gives the same masks.
