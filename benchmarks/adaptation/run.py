@@ -48,6 +48,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 SIMCLR = "SimCLR"
 MENDED = "2026-11-30"
 """When the training of most methods changed (log.md). Cells with runs of earlier days have a star."""
+ONCE = " Cells of nnU-Net marked ° are predicted once, and not for all mirror images as well, which takes eight times as long."
 PACED = 0.5
 """Minutes of the run in which a pace is measured."""
 MORE = ", more than three"
@@ -193,7 +194,9 @@ def table(rows: list[dict[str, Any]], pictures: Sequence[Path] = ()) -> str:
         "SimCLR has that budget once more, before, on all training images without their labels; sam-mini and volsam-s "
         "bring what they learnt before. Planning and preparing data do not count. Mean Dice over the objects of the "
         "held-out cases and over draws; in brackets the lowest and the highest draw. Empty cells were not run; those "
-        "with a star hold runs of the training before it was mended in several places (log.md).",
+        "with a star hold runs of the training before it was mended in several places (log.md)."
+        + ONCE
+        * any(row.get("mirrors") is False for row in rows),
         "",
         machine(),
     ]
@@ -229,7 +232,8 @@ def _cell(rows: list[dict[str, Any]]) -> str:
         return "failed" if rows else ""
     spread = f" ({min(dice):.3f} to {max(dice):.3f})" if len(dice) > 1 else ""
     old = any(METHODS[row["method"]][0] and row.get("day", "") < MENDED for row in rows)
-    return f"{mean(dice):.3f}{spread}{'*' * old}"
+    once = any(row.get("mirrors") is False for row in rows)
+    return f"{mean(dice):.3f}{spread}{'*' * old}{'°' * once}"
 
 
 def _read(output: Path) -> list[dict[str, Any]]:
