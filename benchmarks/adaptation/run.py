@@ -48,7 +48,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 SIMCLR = "SimCLR"
 MENDED = "2026-11-30"
 """When the training of most methods changed (log.md). Cells with runs of earlier days have a star."""
-ONCE = " Cells of nnU-Net marked ° are predicted once, and not for all mirror images as well, which takes eight times as long."
+ONCE = " Cells of nnU-Net marked ° are predicted once, without mirror images, which would take eight times as long."
 PACED = 0.5
 """Minutes of the run in which a pace is measured."""
 MORE = ", more than three"
