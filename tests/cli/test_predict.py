@@ -436,6 +436,8 @@ def test_the_output_has_the_paths_of_a_tree(weights: dict[str, Path], scans: lis
         place.mkdir(parents=True)
         scan.rename(place / "ct.nii.gz")
         point(tmp_path / "asked" / f"p{number}" / "s1" / "ct.json", (9, 8, 2))
+    for name in (".DS_Store", "README.txt"):
+        (tmp_path / "tree" / name).write_text("about the scans")
     status, _, errors = run("predict", weights["autosam"], tmp_path / "tree", "-o", tmp_path / "out")
     assert status == 0, errors
     made = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.nii.gz")]

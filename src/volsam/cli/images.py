@@ -27,7 +27,7 @@ def cases_of(images: Sequence[Path], channels: int) -> list[Case]:
 
     That is so in folders of nnU-Net, whose files are all named so; elsewhere such a number may well be the patient's,
     so there it is a channel only to a model that looks at several. What a folder holds besides is named in a warning.
-    Of a folder that holds only folders, every volume and series below it is an image, called by its path there.
+    Of a folder that holds no image itself, every volume and series below it is one, called by its path there.
     """
     from volsam.data.dataset import Case
     from volsam.data.io import volume_name
@@ -48,10 +48,13 @@ def cases_of(images: Sequence[Path], channels: int) -> list[Case]:
 
 
 def _nested(folder: Path) -> dict[str, Path]:
-    """The images below a folder that holds folders alone, by their paths without endings."""
+    """The images below a folder that holds none itself, by their paths without endings."""
+    from volsam.data.dicom import is_slice
+    from volsam.data.io import READABLE
     from volsam.data.studies import scans, stem
 
-    if any(entry.is_file() and not entry.name.startswith(".") for entry in folder.iterdir()):
+    files = [entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(".")]
+    if any(file.name.lower().endswith(READABLE) or is_slice(file) for file in files):
         return {}
     return {stem(path): folder / path for path in scans(folder)}
 
