@@ -104,6 +104,7 @@ class Server:
 
     def _opened(self, path: str, **options: Any) -> Session:
         self.claim()
+        self.opened = None  # where no answer comes, nobody knows
         try:
             state = self.json("POST", path, **options)
         except LeaseEnded:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from volsam_client import wire
-from volsam_client.errors import LeaseEnded, Unreachable
+from volsam_client.errors import LeaseEnded, ServerError, Unreachable
 from volsam_client.prompts import Prompt
 from volsam_client.wire import Box
 
@@ -235,8 +235,10 @@ class Session:
 
     def close(self) -> None:
         """Close the volume; the session stays saved on the server under its `id`."""
-        self._ask("DELETE", "/session")
-        self.server.opened, self._closed = None, True
+        if self.server.opened == self.id:  # another one that was opened has closed it already
+            self._ask("DELETE", "/session")
+            self.server.opened = None
+        self._closed = True
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -257,25 +259,33 @@ class Session:
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
         """A request; if the place has ended, or another session was opened in it, this one is resumed first."""
-        if self.server.opened != self.id and not self._closed:
-            self._resume()
+        if self._closed:
+            raise ServerError("the session is closed: resume it by its id")
         try:
-            if self._unsure:
-                self._unsure = False
-                self._fetch()
-            return self.server.request(method, path, **options)
+            return self._sent(method, path, **options)
         except LeaseEnded:  # nothing was done
             self.server.lost()
             self.server.claim()
-            self._resume()
+            self.server.opened = None
+            return self._sent(method, path, **options)
+
+    def _sent(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            if self.server.opened != self.id:
+                self._resume()
+            if self._unsure:
+                self._unsure = False
+                self._fetch()
             return self.server.request(method, path, **options)
         except Unreachable:
             self._unsure = True
             raise
 
     def _resume(self) -> None:
+        self.server.opened = None
         self._take(self.server.json("POST", "/session", json={"resume": self.id, "take": True}))
         self.server.opened = self.id
+        self._unsure = True  # of the masks: somebody else may have worked on it meanwhile
 
     def _download(self, path: str, target: Path) -> None:
         content = self._request("GET", path).content

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from volsam_client import Box, Full, Lasso, LeaseEnded, MaskHint, Refused, Scribble, Server, Unreachable
+from volsam_client import Box, Full, Lasso, LeaseEnded, MaskHint, Refused, Scribble, Server, ServerError, Unreachable
 from volsam_client import Click as Sent
 
 from volsam.data.io import read_volume
@@ -122,8 +122,22 @@ def test_of_two_sessions_each_keeps_its_own_prompts(server, session):
     assert not other.mask.any()
     other.add(Sent(session.to_world(C)))
     assert [len(one.prompts) for one in (session, other)] == [1, 1]
-    session.close()
-    assert len(other.prompts) == 1
+    other.add(Sent(other.to_world(A)))
+    session.close()  # another one is open: that stays so
+    assert len(other.prompts) == 2
+    with pytest.raises(ServerError, match="the session is closed"):
+        session.undo()
+
+
+def test_a_session_that_was_worked_on_elsewhere_is_shown_as_it_is(server, session, http):
+    session.add(Sent(session.to_world(A)))
+    with Server(http=http) as other:
+        again = other.resume(session.id, take=True)
+        again.add(Sent(again.to_world(C)))
+        http.app.state.core.release(server._lease)
+        session.add(Sent(session.to_world(B)))
+    assert session.mask[C]
+    assert len(session.prompts) == 3
 
 
 def test_an_answer_that_was_lost_is_asked_for_before_the_next_action(server, session, monkeypatch):

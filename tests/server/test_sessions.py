@@ -200,8 +200,12 @@ def test_a_session_is_not_offered_for_another_scan_of_its_name(serve, client, st
     assert ben.ask("GET", "/sessions?study=ct.nii.gz")["sessions"] == []
     refused = ben.ask("POST", "/session", 409, json={"resume": identity})
     assert "another folder of studies" in refused["detail"]
-    # A folder that was moved is the same one.
+    assert refused["code"] == "elsewhere"
+    # A folder that was moved is the same one, with a link in its place or without.
     studies.rename(tmp_path / "moved")
+    studies.symlink_to(tmp_path / "moved")
+    assert client(serve()).ask("GET", "/sessions?study=ct.nii.gz")["sessions"]
+    studies.unlink()
     eve = client(serve(studies=tmp_path / "moved"))
     assert [one["id"] for one in eve.ask("GET", "/sessions?study=ct.nii.gz")["sessions"]] == [identity]
     eve.resume(identity, take=True)
@@ -220,7 +224,7 @@ def test_a_session_is_not_gone_on_with_on_other_voxels(serve, client, studies, a
     client(serve()).resume(identity)
 
 
-def test_a_session_keeps_its_model_or_is_asked(serve, client, a_model, monkeypatch):
+def test_a_session_keeps_its_model_or_is_asked(serve, client, a_model, monkeypatch, tmp_path):
     large = type(a_model)()
     large.name, large.radius = "a run", 7.0  # not the name that it is chosen by
     monkeypatch.setattr("volsam.recipes.recipe.load_model", lambda name, *, device: large)
@@ -233,6 +237,18 @@ def test_a_session_keeps_its_model_or_is_asked(serve, client, a_model, monkeypat
     assert again.resume(identity)["model"] == "runs/large"
     assert np.array_equal(again.mask(), ana.masks[1])
     again.ask("DELETE", "/lease")
+    # By another path, or as sessions of before had it, by its own name, it is the same one.
+    record = tmp_path / "sessions" / identity / "session.json"
+    kept = json.loads(record.read_text())
+    (tmp_path / "runs" / "large").mkdir(parents=True)
+    for name in (str(tmp_path / "runs" / ".." / "runs" / "large"), "large"):
+        kept["server"]["model"] = name
+        record.write_text(json.dumps(kept))
+        other = client(serve(models=("balls", str(tmp_path / "runs" / "large"))))
+        assert other.resume(identity)["model"] == str(tmp_path / "runs" / "large")
+        other.ask("DELETE", "/lease")
+    kept["server"]["model"] = "runs/large"
+    record.write_text(json.dumps(kept))
     ben = client(serve())
     refused = ben.ask("POST", "/session", 409, json={"resume": identity})
     assert (refused["code"], refused["model"], refused["default"]) == ("model", "runs/large", "balls")

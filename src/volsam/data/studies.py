@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -66,7 +67,8 @@ def _slices(folder: Path, files: Sequence[str]) -> set[str]:
     if not found:
         others = [name for name in files if not name.lower().endswith(READABLE) and not name.startswith(".")]
         others = sorted(set(others) - set(NO_SLICE))[:LOOKED_INTO]
-        found = {name for name in others if (folder / name).is_file() and is_slice(folder / name)}
+        with suppress(OSError):  # one that may not be read is no reason to list none
+            found = {name for name in others if (folder / name).is_file() and is_slice(folder / name)}
     return found
 
 

@@ -218,12 +218,18 @@ class Core:
                 if not take:
                     raise Problem(409, "the session is open under another lease: resume it with take, or wait")
                 self.close(other)
-            record = self.store.read(identity)
-            chosen = self._chosen(record) if model is None else model
             held = lease.conversation
             if held is not None and held.identity == identity:
-                self.close(lease)
-            talk = self._replayed(identity, record, chosen)
+                self.close(lease)  # which waits for what goes on in it
+            record = self.store.read(identity)
+            chosen = self._chosen(record) if model is None else model
+            try:
+                talk = self._replayed(identity, record, chosen)
+            except Problem as problem:
+                if problem.status != 413 or lease.conversation is None:
+                    raise
+                self.close(lease)  # there is no room for both
+                talk = self._replayed(identity, record, chosen)
             self.close(lease)  # not before: what cannot be gone on with must not end what is open
             with lease.lock:
                 lease.conversation = talk
@@ -244,7 +250,8 @@ class Core:
     def _chosen(self, record: Mapping[str, Any]) -> str:
         """The model that a session was made with; another one would change every mask in it."""
         name = str(record["server"].get("model", record.get("model")))
-        if name not in self.models.names:
+        found = self.models.called(name)
+        if found is None:
             raise Problem(
                 409,
                 f"the session was made with the model {name}, which this server does not have: start it with "
@@ -252,18 +259,25 @@ class Core:
                 code="model",
                 facts={"model": name, "default": self.models.default},
             )
-        return name
+        return found
 
     def _at_hand(self, origin: Origin) -> bool:
         """Whether a session is of this folder of studies: it says so, or where it was made is no more."""
-        return origin.root in (None, self._root) or not Path(origin.root).is_dir()
+        if origin.root in (None, self._root):
+            return True
+        try:  # a link may be left where it was
+            return str(Path(origin.root).resolve()) == self._root or not Path(origin.root).is_dir()
+        except OSError:
+            return False
 
     def _replayed(self, identity: str, record: dict[str, Any], chosen: str) -> Conversation:
         try:
             origin = origin_of(record)
             if not self._at_hand(origin):
                 raise Problem(
-                    409, f"the session is of {origin.path} in another folder of studies: start a server there"
+                    409,
+                    f"the session is of {origin.path} in another folder of studies: start a server there",
+                    code="elsewhere",
                 )
             model = self.models[chosen]
             volume, notes = self._read(origin, self.store.place(identity))

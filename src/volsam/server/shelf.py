@@ -75,6 +75,16 @@ class Shelf:
                     "out of --models, or name its licence in --allow-licence"
                 )
 
+    def called(self, name: str) -> str | None:
+        """The name here of a model called by another path, or by its own name, as sessions once had it."""
+        if name in self.names:
+            return name
+        paths = {each: Path(each) for each in self.names if Path(each).exists()}
+        same = [each for each, path in paths.items() if path.resolve() == Path(name).resolve()]
+        named = [each for each, path in paths.items() if name in (path.name, path.stem)]
+        own = [each for each, model in self._loaded.items() if model.name == name]
+        return next(iter([*same, *own, *named]), None)
+
     def is_loaded(self, name: str) -> bool:
         """Whether a session with it would start at once."""
         return name in self._loaded

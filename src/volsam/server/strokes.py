@@ -113,7 +113,8 @@ def _spread(places: NDArray[np.float64]) -> NDArray[np.float64]:
         _, first = np.unique(keys, return_index=True)
         if len(first) <= MOST_POINTS:
             return places[np.sort(first)]
-        step += 1
+        # Blocks of no more than so many times the size are too many still.
+        step = max(step + 1, int(step * (len(first) / MOST_POINTS) ** (1 / axes)))
 
 
 def _world(places: NDArray[np.float64], grid: Grid) -> tuple[Point, ...]:
