@@ -478,3 +478,44 @@ def test_a_saved_session_is_answered_again_with_all_its_objects(
     status, _, errors = run(*words, scans[1])
     assert status == 1
     assert "belongs to scan0" in errors
+
+
+def test_a_saved_session_is_not_replaced_by_what_comes_of_it(
+    weights: dict[str, Path], scans: list[Path], asked: Path
+) -> None:
+    before = (asked / "scan0.json").read_bytes()
+    status, _, errors = run("predict", weights["sam_med3d"], *scans, "-o", asked, "--prompts", asked)
+    assert status == 1
+    assert "is the folder of the prompts" in errors
+    assert (asked / "scan0.json").read_bytes() == before
+
+
+def test_labels_of_an_older_image_do_not_count_after_a_failure(
+    weights: dict[str, Path], scans: list[Path], tmp_path: Path
+) -> None:
+    words = ("predict", weights["autosam"], scans[0], "-o", tmp_path / "out")
+    assert run(*words)[0] == 0
+    whole = scans[1].read_bytes()
+    scans[0].write_bytes(whole[:200])
+    assert run(*words)[0] == 1
+    assert run(*words)[0] == 1
+    scans[0].write_bytes(whole)
+    assert "is there already" not in run(*words)[1]
+
+
+def test_of_a_tree_only_scans_are_taken(scans: list[Path], tmp_path: Path) -> None:
+    tree, content = tmp_path / "tree", scans[0].read_bytes()
+    channels = ("d/imagesTr/A_0000.nii.gz", "d/imagesTr/A_0001.nii.gz")
+    for name in ("p1/ct.nii.gz", "p1/view.png", "out/p1/ct.nii.gz", "d/labelsTr/A.nii.gz", *channels):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(content)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mr.nii.gz").write_bytes(content)
+    (tree / "linked").symlink_to(tmp_path / "elsewhere")
+    assert names_of(cases_of([tree], 1, tree / "out")) == {
+        "d/imagesTr/A": ["A_0000.nii.gz", "A_0001.nii.gz"],
+        "linked/mr": ["mr.nii.gz"],
+        "p1/ct": ["ct.nii.gz"],
+    }
+    (tree / "p1" / "ct.mgz").write_bytes(content)
+    assert [case.name for case in cases_of([tree], 1, tree / "out")].count("p1/ct") == 2

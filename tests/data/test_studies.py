@@ -121,3 +121,40 @@ def test_older_versions_of_a_label_are_found_and_damaged_records_name_nothing(tm
     assert names_of(label) == {"liver": 1}
     (tmp_path / "ct.json").write_text("{")
     assert names_of(label) == {}
+
+
+def test_labels_in_a_tree_go_by_their_paths(tmp_path: Path) -> None:
+    for number, patient in enumerate(("p1", "p2")):
+        a_scan(tmp_path / "scans" / patient / "ct.nii.gz", number)
+        a_label(tmp_path / "masks" / patient / "ct.nii.gz", *[1] * (number + 1))
+    gather(tmp_path / "scans", tmp_path / "made", labels=tmp_path / "masks")
+    first, second = (read_label(case) for case in read_dataset(tmp_path / "made").cases)
+    assert (first > 0).sum() * 2 == (second > 0).sum()
+    # Where the folders do not tell, a name of several does not either.
+    (tmp_path / "masks" / "p1").rename(tmp_path / "masks" / "q1")
+    with pytest.raises(BadInput, match=r"which label is that of p1/ct.nii.gz"):
+        gather(tmp_path / "scans", tmp_path / "none", labels=tmp_path / "masks")
+
+
+def test_labels_below_the_scans_are_no_scans(tmp_path: Path) -> None:
+    a_scan(tmp_path / "ct.nii.gz")
+    a_label(tmp_path / "masks" / "ct.nii.gz", 1)
+    assert gather(tmp_path, tmp_path / "made", labels=tmp_path / "masks").cases == 1
+
+
+def test_names_that_were_given_are_those_of_their_values(tmp_path: Path) -> None:
+    a_scan(tmp_path / "scans" / "ct.nii.gz")
+    a_label(tmp_path / "masks" / "ct.nii.gz", 1, 2)
+    gather(tmp_path / "scans", tmp_path / "made", labels=tmp_path / "masks", names={"liver": 2, "tumour": 3})
+    dataset = read_dataset(tmp_path / "made")
+    assert set(dataset.objects) == {"label 1", "liver"}
+    labels = read_label(dataset.cases[0])
+    assert (labels[3] == dataset.objects["liver"]).all()
+
+
+def test_no_case_takes_the_name_of_another(tmp_path: Path) -> None:
+    for path in ("a_b", "a_b_2", "a/b"):
+        a_scan(tmp_path / "scans" / f"{path}.nii.gz")
+        a_label(tmp_path / "masks" / f"{path}.nii.gz", 1)
+    assert gather(tmp_path / "scans", tmp_path / "made", labels=tmp_path / "masks").cases == 3
+    assert len(read_dataset(tmp_path / "made").cases) == 3

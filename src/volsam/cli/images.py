@@ -17,26 +17,29 @@ if TYPE_CHECKING:
 # Files of nnU-Net end in the number of a channel, in folders of these names.
 CHANNEL, FIRST = re.compile(r"(.+)_(\d{4})"), "_0000"
 OF_NNUNET = ("imagesTr", "imagesTs", "imagesVa")
+LABELS_OF_NNUNET = ("labelsTr", "labelsTs", "labelsVa")
 # Names of files in a warning.
 SHOWN = 5
 PART = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
 
 
-def cases_of(images: Sequence[Path], channels: int) -> list[Case]:
+def cases_of(images: Sequence[Path], channels: int, output: Path | None = None) -> list[Case]:
     """Images as cases: each file one, but `CASE_0000`, `CASE_0001`, ... are the channels of one.
 
     That is so in folders of nnU-Net, whose files are all named so; elsewhere such a number may well be the patient's,
     so there it is a channel only to a model that looks at several. What a folder holds besides is named in a warning.
-    Of a folder that holds no image itself, every volume and series below it is one, called by its path there.
+    Of a folder that holds no image itself, every volume and series below it is one, called by its path there; but
+    for labels of nnU-Net, and for what is in `output`.
     """
     from volsam.data.dataset import Case
     from volsam.data.io import volume_name
 
     found: dict[tuple[Path, str], list[Path]] = {}
     for given in images:
-        if given.is_dir() and (nested := _nested(given)):
-            for name, path in nested.items():
-                found[given, name] = [path]
+        if given.is_dir() and (nested := _nested(given, output)):
+            for path, name in nested:
+                number = CHANNEL.fullmatch(name) if path.parent.name in OF_NNUNET else None
+                found.setdefault((path.parent, number[1]) if number else (path, name), []).append(path)
             continue
         files, numbered = _in_folder(given) if given.is_dir() else ([given], False)
         for path in files:
@@ -47,16 +50,22 @@ def cases_of(images: Sequence[Path], channels: int) -> list[Case]:
     return [Case(name, tuple(sorted(paths))) for (_, name), paths in found.items()]
 
 
-def _nested(folder: Path) -> dict[str, Path]:
-    """The images below a folder that holds none itself, by their paths without endings."""
+def _nested(folder: Path, output: Path | None) -> list[tuple[Path, str]]:
+    """The images below a folder that holds none itself, with their paths there without endings."""
     from volsam.data.dicom import is_slice
     from volsam.data.io import READABLE
     from volsam.data.studies import scans, stem
 
     files = [entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(".")]
     if any(file.name.lower().endswith(READABLE) or is_slice(file) for file in files):
-        return {}
-    return {stem(path): folder / path for path in scans(folder)}
+        return []
+    there = [folder / path for path in scans(folder, linked=True)]
+    there = [path for path in there if output is None or output.resolve() not in path.resolve().parents]
+    there = [path for path in there if path.parent.name not in LABELS_OF_NNUNET]
+    # Beside volumes, pictures are drawn of them.
+    beside = {path.parent for path in there if path.suffix.lower() != ".png"}
+    there = [path for path in there if path.suffix.lower() != ".png" or path.parent not in beside]
+    return [(path, stem(path.relative_to(folder).as_posix())) for path in there]
 
 
 def _in_folder(folder: Path) -> tuple[list[Path], bool]:

@@ -61,7 +61,9 @@ class Journal:
         if not target.exists() or target.stat().st_mtime < self.since:
             return False
         before = self._lines.get(line.case)
-        return before is None or (before.image, before.prompts) == (line.image, line.prompts)
+        if before is None:
+            return True
+        return not before.error and (before.image, before.prompts) == (line.image, line.prompts)
 
     def add(self, line: Line) -> None:
         """Keep a line; the last one of an image is what counts."""

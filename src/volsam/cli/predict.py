@@ -74,11 +74,15 @@ def predict(
         raise BadInput(f"-o {output} is a file: give a folder, where NAME.nii.gz goes for each image")
     if prompts is not None and not prompts.is_dir():
         raise BadInput(f"--prompts {prompts} is no folder: give one with a file NAME.json for each image")
+    if prompts is not None and prompts.resolve() == output.resolve():
+        raise BadInput(
+            f"-o {output} is the folder of the prompts, which NAME.json there would replace: give another one"
+        )
     steps = Steps()
     with steps("model"):
         worker = worker_of(model, device, output, prompts, plane, stride)
         made_by = {"model": model, "weights": fingerprint(model), "plane": plane, "stride": stride}
-    cases = cases_of(images, worker.channels)
+    cases = cases_of(images, worker.channels, output)
     require_apart({case: output / f"{case.name}.nii.gz" for case in cases})
     cases = part_of(cases, part)
     journal = Journal(output, made_by, part, anew=overwrite)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,21 +37,34 @@ LONGEST_NAME = 100
 
 @dataclass(frozen=True)
 class Drawn:
-    """A scan and its label; `names` of the label's values, as far as they are known."""
+    """A scan and its label.
+
+    names: of the label's values, as far as they are known; exact: whether they are what a user has said of this very
+    label, and not what a program has noted, see `renumbered`.
+    """
 
     identity: str
     image: Path
     label: Path
     names: Mapping[str, int] = field(default_factory=dict)
+    exact: bool = False
 
 
 # --- finding ---------------------------------------------------------------------------------------------------------
 
 
-def scans(studies: Path) -> Iterator[str]:
-    """Every scan in a folder, as a path relative to it, in order; a folder of DICOM slices is one."""
-    for folder, folders, files in os.walk(studies):
+def scans(studies: Path, *, linked: bool = False) -> Iterator[str]:
+    """Every scan in a folder, as a path relative to it, in order; a folder of DICOM slices is one.
+
+    linked: also in folders that are links, each of them once.
+    """
+    seen: set[Path] = set()
+    for folder, folders, files in os.walk(studies, followlinks=linked):
         here = Path(folder)
+        if here.resolve() in seen:
+            folders.clear()
+            continue
+        seen.add(here.resolve())
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if here == studies and LABELS in folders:
             folders.remove(LABELS)
@@ -128,18 +143,35 @@ def drawn(studies: Path, tag: str = FINAL) -> list[Drawn]:
 
 
 def paired(images: Path, labels: Path, names: Mapping[str, int]) -> list[Drawn]:
-    """The scans of one folder with the labels of the same names in another; CASE.EXT or CASE_0000.EXT with CASE.EXT."""
-    files = {volume_name(file): file for file in label_files(labels)}
+    """The scans of one folder with the labels of the same paths in another; CASE.EXT or CASE_0000.EXT with CASE.EXT.
+
+    Where folders differ the name alone tells, if no other scan and no other label has it.
+
+    Raises:
+        BadFile: no scan has a label.
+        BadInput: a name is that of several.
+    """
+    files = {stem(file.relative_to(labels).as_posix()): file for file in label_files(labels)}
+    there = [path for path in scans(images) if labels.resolve() not in (images / path).resolve().parents]
+    of_files, of_scans = (Counter(map(_case_of, each)) for each in (files, map(stem, there)))
+    by_name = {_case_of(key): key for key in files}
     found = []
-    for path in scans(images):
-        name = volume_name(Path(path))
-        label = files.get(name) or files.get(name.removesuffix("_0000"))
-        if label is not None:
-            identity = stem(label.relative_to(labels).as_posix())
-            found.append(Drawn(identity, images / path, label, names or names_of(label)))
+    for path in there:
+        key = next((key for key in (stem(path), stem(path).removesuffix("_0000")) if key in files), None)
+        if key is None:
+            name = _case_of(stem(path))
+            key = by_name.get(name)
+            if key is not None and (of_files[name] > 1 or of_scans[name] > 1):
+                raise BadInput(f"which label is that of {path}? Several scans or labels are called {name}")
+        if key is not None:
+            found.append(Drawn(key, images / path, files[key], names or names_of(files[key]), exact=bool(names)))
     if not found:
         raise BadFile(f"no scan in {images} has a label of its name in {labels}")
     return found
+
+
+def _case_of(path: str) -> str:
+    return PurePosixPath(path).name.removesuffix("_0000")
 
 
 # --- a dataset -------------------------------------------------------------------------------------------------------
@@ -163,10 +195,10 @@ def write_dataset(
     for case in cases:
         called = clean_name(case.identity.replace("/", "_"))
         if called in written:
-            called = f"{called}_{len(written)}"
+            called = next(name for number in count(2) if (name := f"{called}_{number}") not in written)
         volume = read_volume(case.image)
         labels = read_label(Case(case.identity, (case.image,), case.label), volume.grid)
-        found = renumbered(labels.astype(np.int64), case.names, values)
+        found = renumbered(labels.astype(np.int64), case.names, values, exact=case.exact)
         if not found.any():
             say(f"{case.identity} is left out: nothing in it is labelled")
             continue
@@ -179,15 +211,17 @@ def write_dataset(
     return len(written), values
 
 
-def renumbered(labels: NDArray[np.int64], names: Mapping[str, int], values: dict[str, int]) -> NDArray[np.uint8]:
+def renumbered(
+    labels: NDArray[np.int64], names: Mapping[str, int], values: dict[str, int], *, exact: bool = False
+) -> NDArray[np.uint8]:
     """A label whose values are those of `values`, to which new names are added.
 
     Slicer numbers the segments that it saves from 1, and tells their places among all segments; where the two differ,
-    the order of the names counts.
+    the order of the names counts, unless they are `exact`.
     """
     there = [value for value in np.unique(labels).tolist() if value > 0]
     by_value = {value: name for name, value in names.items()}
-    if not set(there) <= set(by_value) and there and max(there) <= len(names):
+    if not exact and not set(there) <= set(by_value) and there and max(there) <= len(names):
         by_value = dict(enumerate(sorted(names, key=lambda name: names[name]), 1))
     found = np.zeros(labels.shape, np.uint8)
     for value in there:
