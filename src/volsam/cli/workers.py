@@ -74,8 +74,9 @@ class Automatic:
 
         wanted.target.parent.mkdir(parents=True, exist_ok=True)
         write_volume(answer, wanted.target)
-        write_json(self.output / "labels.json", dict(zip(self.model.labels, self.model.values, strict=True)))
-        found = _volumes(answer, dict(zip(self.model.labels, self.model.values, strict=True)))
+        values = dict(zip(self.model.labels, self.model.values, strict=True))
+        write_json(self.output / "labels.json", values)
+        found = _volumes(answer, values)
         wanted.line = replace(wanted.line, ml=_listed(found), made=_now())
         wanted.said = ", ".join(f"{name} {ml:,.1f} ml" for name, ml in found.items()) or "nothing found"
 
