@@ -23,7 +23,8 @@ import torch
 import volsam
 from volsam.data.simulate import first_click
 from volsam.evaluation.metrics import dice
-from volsam.inference.predictor import Answer, Predictor, _agreement, paint
+from volsam.inference.painting import Answer, paint
+from volsam.inference.predictor import Predictor, _agreement
 from volsam.prompts import PromptSet
 
 HERE = Path(__file__).parent

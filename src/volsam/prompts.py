@@ -113,6 +113,14 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def ready(self) -> tuple[MaskHint | None, PromptSet]:
+        """The newest mask that was given and is not empty, with the prompts that came after it; else None with all."""
+        for place in reversed(range(len(self.prompts))):
+            hint = self.prompts[place]
+            if isinstance(hint, MaskHint) and hint.mask.any():
+                return hint, PromptSet(self.prompts[place + 1 :])
+        return None, self
+
     def points(self, positive: bool | None = None) -> NDArray[np.float64]:
         """Positions (n, 3) in mm of all clicks and scribble points, or of those of one sign."""
         found = [

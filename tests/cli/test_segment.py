@@ -92,14 +92,18 @@ def test_prompts_come_from_a_file_before_those_of_the_line(type_, a_model, a_sca
         {"type": "mask", "path": "start.nii.gz"},
         {"type": "point", "position": [22, 20, 14]},
         {"type": "scribble", "points": [[1, 1, 1], [2, 1, 1]], "positive": False},
-        {"type": "box", "low": [10, 10, 8], "high": [34, 30, 20]},
+        {"type": "point", "position": [1, 1, 2]},
     ]
     file = a_scan.with_name("prompts.json")
     file.write_text(json.dumps({"space": "voxel", "prompts": records}))
-    result = type_("segment", a_scan, "--prompts", file, "-p", "20,20,14")
+    output = a_scan.with_name("mask.nii.gz")
+    result = type_("segment", a_scan, "--prompts", file, "-p", "20,20,14", "-o", output)
     assert result.exit_code == 0, result.output
-    assert list(a_model.asked[-1].labels) == [True, False, False, True]
-    assert a_model.asked[0].mask is not None
+    assert list(a_model.asked[-1].labels) == [True, False, False, True, True]
+    assert "expected Dice" not in result.output, "of a mask that was given nobody knows"
+    mask = read_volume(output).data[0] > 0
+    assert mask[1, 1, 2]
+    assert not (a_ball & ~mask).any()
 
 
 def test_the_probability_is_written_on_the_grid_of_the_image(type_, a_model, a_scan, tmp_path):

@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from volsam.data.io import read_volume
+from volsam.data.io import read_volume, write_volume
 from volsam.server.problems import Problem
 
 from .conftest import Type, error_of
@@ -168,3 +168,33 @@ def test_a_model_that_nobody_knows_is_refused(type_: Type, a_scan: Path, monkeyp
     line = error_of(type_("view", a_scan, "--model", "nope"))
     assert line == error_of(type_("segment", a_scan, "-p", "5,5,5", "--model", "nope"))
     assert "no model is called 'nope'" in line
+
+
+def test_labels_are_opened_as_objects_to_correct(type_: Type, a_scan: Path, a_stage: Stage, tmp_path: Path) -> None:
+    scan = read_volume(a_scan)
+    labels = np.zeros(scan.grid.shape, np.uint8)
+    labels[10:20, 10:20, 10:20], labels[30:34, 10:20, 10:20] = 1, 3
+    file = tmp_path / "elsewhere" / "predicted.nii.gz"
+    file.parent.mkdir()
+    write_volume(scan.with_data(labels[None]), file)
+    file.with_name("predicted.json").write_text('{"labels": [{"name": "liver", "number": 1}]}')
+    result = type_("view", a_scan, "--labels", file, "--no-browser")
+    assert result.exit_code == 0, result.output
+    identity = result.stderr.split("?session=")[1].split()[0]
+    core = a_stage.app.state.core
+    talk = core.resume(core.claim(), identity)
+    assert [thing.name for thing in talk.things] == ["liver", "label 3"]
+    assert np.array_equal(talk.whole(2), labels == 3)
+    core.shut_down()
+
+
+def test_labels_that_do_not_fit_are_refused(type_: Type, a_scan: Path, a_stage: Stage, tmp_path: Path) -> None:
+    assert "no-such.nii.gz: there is no such file" in error_of(
+        type_("view", a_scan, "--labels", tmp_path / "no-such.nii.gz")
+    )
+    scan = read_volume(a_scan)
+    other = scan.grid.crop((0, 0, 0), (8, 8, 8))
+    write_volume(type(scan)(np.ones((1, 8, 8, 8), np.uint8), other, "part"), tmp_path / "part.nii.gz")
+    assert "a label lies on the grid of its image" in error_of(
+        type_("view", a_scan, "--labels", tmp_path / "part.nii.gz")
+    )

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from volsam.geometry import Grid
+from volsam.inference import painting
 from volsam.inference import predictor as predictor_module
 from volsam.inference.model import Decoded, DensePromptModel
-from volsam.inference.predictor import Answer, Predictor, paint, thinned
+from volsam.inference.painting import Answer, paint
+from volsam.inference.predictor import Predictor, thinned
 from volsam.inference.session import Session
 from volsam.prompts import Box, Click, MaskHint, PromptSet, Scribble
 from volsam.volume import Volume
@@ -181,11 +183,10 @@ def test_a_box_and_clicks_inside_are_told_as_they_are(a_predictor, a_model, a_bo
 
 
 def test_clicks_alone_are_told_as_they_are(a_predictor, a_model, a_bowl, monkeypatch):
-    first = a_predictor(PromptSet([a_bowl.click("stone")]))
-    hint = MaskHint(a_bowl.flesh, a_bowl.grid)
-    away = a_bowl.click("rind", positive=False)
-    for signs, _ in told(a_model, monkeypatch, lambda: a_predictor(PromptSet([hint, away]), first)):
-        assert signs == [False]
+    first, away = a_bowl.click("stone"), a_bowl.click("flesh", positive=False)
+    answer = a_predictor(PromptSet([first]))
+    for signs, _ in told(a_model, monkeypatch, lambda: a_predictor(PromptSet([first, away]), answer)):
+        assert signs == [True, False]
 
 
 def test_a_box_of_two_slices_is_no_flat_one(a_predictor, a_bowl):
@@ -234,7 +235,7 @@ def test_a_large_mask_is_painted_slab_by_slab(monkeypatch, a_predictor, a_bowl):
     prompts = PromptSet([a_bowl.click("flesh")])
     answer = a_predictor(prompts)
     whole = painted(answer, prompts, a_bowl.grid)
-    monkeypatch.setattr(predictor_module, "SLAB", 1)
+    monkeypatch.setattr(painting, "SLAB", 1)
     np.testing.assert_array_equal(painted(answer, prompts, a_bowl.grid), whole)
 
 

@@ -187,11 +187,36 @@ def test_following_stops_where_the_object_leaks() -> None:
     assert found.any(axis=(0, 1)).nonzero()[0].max() == 23
 
 
-def test_a_starting_mask_is_kept_and_followed() -> None:
+def test_a_mask_of_one_slice_is_followed() -> None:
     volume, wanted = scan()
     part = np.zeros_like(wanted)
-    part[..., 17:19] = wanted[..., 17:19]
+    part[..., 17] = wanted[..., 17]
     assert np.array_equal(answered(volume, [MaskHint(part, volume.grid)], plane="axial"), wanted)
+
+
+def test_a_mask_of_several_slices_changes_in_the_slices_that_are_clicked() -> None:
+    volume, wanted = scan()
+    part = np.zeros_like(wanted)
+    part[..., 15:20] = wanted[..., 15:20]
+    part[..., 16] = False
+    part[18:23, 22:27, 16] = wanted[18:23, 22:27, 16]
+    part[2:7, 2:7, 18] = True
+    hint = MaskHint(part, volume.grid)
+    assert np.array_equal(answered(volume, [hint], plane="axial"), part)
+    i, j = np.argwhere(wanted[..., 16] & ~part[..., 16])[0]
+    both = answered(volume, [hint, Click((i, j, 16)), Click((4, 4, 18), positive=False)], plane="axial")
+    assert both[i, j, 16]
+    assert not both[4, 4, 18]
+    assert np.array_equal(np.delete(both, [16, 18], axis=2), np.delete(part, [16, 18], axis=2))
+    assert np.array_equal(both[8:, 8:, 18], part[8:, 8:, 18])
+
+
+def test_all_of_a_mask_may_be_taken_away() -> None:
+    volume, _ = scan()
+    part = np.zeros(volume.grid.shape, bool)
+    part[4, 4, 17:19] = True
+    away = [Click((4, 4, index), positive=False) for index in (17, 18)]
+    assert not answered(volume, [MaskHint(part, volume.grid), *away], plane="axial").any()
 
 
 def test_every_slice_is_encoded_once() -> None:

@@ -13,7 +13,7 @@ from volsam.inference.volumes import ClickModel, CropModel, dice_of_iou, region_
 from volsam.models.features import Features, Prediction
 from volsam.models.prompt_encoder import PromptBatch
 from volsam.models.segmenter import Segmenter
-from volsam.prompts import Box, Click, GridPrompts, MaskHint, PromptSet
+from volsam.prompts import Box, Click, GridPrompts, MaskHint
 from volsam.recipes.families.family import fill, load_families
 from volsam.recipes.families.fixture import read_fixture
 from volsam.volume import Volume
@@ -136,13 +136,19 @@ def test_boxes_are_refused(model: ClickModel, volume: Volume) -> None:
         Session(model, volume).add(Box((-20, 20, 10), (-10, 30, 20)))
 
 
-def test_a_starting_mask_is_fed_back(model: ClickModel, volume: Volume) -> None:
+def test_a_ready_mask_is_fed_back(model: ClickModel, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.zeros(volume.grid.shape, bool)
     mask[25:35, 20:30, 15:25] = True
     session = Session(model, volume)
-    session.add_all(PromptSet([MaskHint(mask, volume.grid)]))
-    assert session._answer is not None
-    assert session.quality is not None
+    session.add(MaskHint(mask, volume.grid))
+    assert np.array_equal(session.mask.data[0] > 0, mask)
+    fed = []
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda *given: (fed.append(given[2]), decode(*given))[1])
+    session.add(Click(tuple(volume.grid.to_world((30, 25, 20))), positive=False))
+    assert (fed[0] > 0).any()
+    assert session.quality is None, "the model knows only what clicks changed"
+    assert not session.mask.data[0][30, 25, 20]
 
 
 def test_dice_of_an_overlap() -> None:

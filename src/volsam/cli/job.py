@@ -60,7 +60,7 @@ class Outcome:
     job: Job
     mask: Volume
     voxels: int
-    quality: float
+    quality: float | None
     doubt: Uncertainty | None
     replaced: frozenset[Path]
 
@@ -74,8 +74,9 @@ class Outcome:
         lines = [
             f"mask         {self._told(self.job.mask_file)}",
             f"object       {self.voxels:,} voxels, {self.millilitres:,.2f} ml",
-            f"quality      {self.quality:.2f} expected Dice (1 is perfect)",
         ]
+        if self.quality is not None:
+            lines.append(f"quality      {self.quality:.2f} expected Dice (1 is perfect)")
         if self.doubt is not None:
             lines.append(f"probability  {self._told(self.job.uncertainty)}")
             lines.append(f"spread       {_in_words(self.doubt, self.mask.grid)}")
@@ -114,7 +115,7 @@ def carry_out(job: Job, steps: Steps, model: Model | None = None) -> Outcome:
     with steps("files"):
         _write(job, session, doubt, prompts)
     voxels = int(np.count_nonzero(session.mask.data))
-    return Outcome(job, session.mask, voxels, session.quality or 0.0, doubt, replaced)
+    return Outcome(job, session.mask, voxels, session.quality, doubt, replaced)
 
 
 def _require_places(job: Job) -> None:

@@ -71,11 +71,12 @@ class Automatic:
         """The labels, and what their values are called."""
         from volsam.data.files import write_json
         from volsam.data.io import write_volume
+        from volsam.data.studies import NAMES
 
         wanted.target.parent.mkdir(parents=True, exist_ok=True)
         write_volume(answer, wanted.target)
         values = dict(zip(self.model.labels, self.model.values, strict=True))
-        write_json(self.output / "labels.json", values)
+        write_json(self.output / NAMES, values)
         found = _volumes(answer, values)
         wanted.line = replace(wanted.line, ml=_listed(found), made=_now())
         wanted.said = ", ".join(f"{name} {ml:,.1f} ml" for name, ml in found.items()) or "nothing found"
@@ -121,8 +122,11 @@ class Prompted:
             self._write_labels(wanted, answer)
         else:  # the mask is written already
             quality, ml = answer.quality, answer.millilitres
-            wanted.line = replace(wanted.line, ml=_listed({"object": ml}), quality=f"{quality:.3f}")
-            wanted.said = f"{ml:,.2f} ml, expected Dice {quality:.2f}"
+            wanted.line = replace(wanted.line, ml=_listed({"object": ml}))
+            wanted.said = f"{ml:,.2f} ml"
+            if quality is not None:  # that of a ready mask is not known
+                wanted.line = replace(wanted.line, quality=f"{quality:.3f}")
+                wanted.said += f", expected Dice {quality:.2f}"
         wanted.line = replace(wanted.line, made=_now())
 
     def _write_labels(self, wanted: Wanted, session: Session) -> None:

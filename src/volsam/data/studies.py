@@ -28,6 +28,8 @@ from volsam.errors import BadFile, BadInput
 
 LABELS = "labels"
 FINAL, ORIGINAL = "final", "original"
+# What the values of all labels in a folder are called, name by name.
+NAMES = "labels.json"
 # So many files of no known ending are looked into, to find that a folder is a DICOM series.
 LOOKED_INTO = 3
 # What lies beside the slices on a disc.
@@ -122,13 +124,27 @@ def record_of(label: Path) -> Path:
     return label.with_name(f"{volume_name(label)}.json")
 
 
-def names_of(label: Path) -> dict[str, int]:
-    """What the values of a label are called, by the file beside it; nothing where there is none that tells."""
-    try:
+def names_of(label: Path, folder: Path | None = None) -> dict[str, int]:
+    """What the values of a label are called; nothing where no file tells.
+
+    The file beside it does, or `labels.json` in `folder`, which `volsam predict` writes for all labels at once.
+    """
+    with suppress(OSError, ValueError, LookupError, TypeError):
         listed = json.loads(record_of(label).read_text(encoding="utf-8"))["labels"]
         return {str(item["name"]): int(item["number"]) for item in listed}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
+    with suppress(OSError, ValueError, AttributeError, TypeError):
+        listed = json.loads(((folder or label.parent) / NAMES).read_text(encoding="utf-8"))
+        return {str(name): int(value) for name, value in listed.items() if value != 0}
+    return {}
+
+
+def label_of(studies: Path, study: str, tag: str) -> Path | None:
+    """The label of a scan under a tag; None if there is none. Of several endings the newest file counts."""
+    place = studies / LABELS / tag / stem(study)
+    if not place.parent.is_dir():
+        return None
+    found = [file for file in place.parent.iterdir() if _is_label(file) and volume_name(file) == place.name]
+    return max(found, key=lambda file: file.stat().st_mtime, default=None)
 
 
 def drawn(studies: Path, tag: str = FINAL) -> list[Drawn]:
@@ -139,7 +155,7 @@ def drawn(studies: Path, tag: str = FINAL) -> list[Drawn]:
     if not found:
         tags = ", ".join(sorted(each.name for each in (studies / LABELS).glob("*/"))) or "none"
         raise BadFile(f"{studies}: no scan has a label in {LABELS}/{tag}; there are labels of the tags: {tags}")
-    return [Drawn(stem(path), studies / path, label, names_of(label)) for path, label in found]
+    return [Drawn(stem(path), studies / path, label, names_of(label, place)) for path, label in found]
 
 
 def paired(images: Path, labels: Path, names: Mapping[str, int]) -> list[Drawn]:
@@ -164,7 +180,9 @@ def paired(images: Path, labels: Path, names: Mapping[str, int]) -> list[Drawn]:
             if key is not None and (of_files[name] > 1 or of_scans[name] > 1):
                 raise BadInput(f"which label is that of {path}? Several scans or labels are called {name}")
         if key is not None:
-            found.append(Drawn(key, images / path, files[key], names or names_of(files[key]), exact=bool(names)))
+            found.append(
+                Drawn(key, images / path, files[key], names or names_of(files[key], labels), exact=bool(names))
+            )
     if not found:
         raise BadFile(f"no scan in {images} has a label of its name in {labels}")
     return found

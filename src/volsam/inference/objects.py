@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from volsam.geometry import Grid, Shape
 from volsam.inference.log import PromptLog
-from volsam.inference.predictor import Answer, Patch
+from volsam.inference.painting import Answer, Patch
 
 Changed = tuple[Shape, Shape]
 """A box of voxels, its lowest corner and its highest (excluded)."""

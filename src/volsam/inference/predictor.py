@@ -3,72 +3,30 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from volsam.geometry import Grid, Shape, resample
-from volsam.inference import zoom
+from volsam.geometry import Grid, resample
+from volsam.inference import corrections, zoom
 from volsam.inference.model import Decoded, InteractiveModel, Logits, is_flat
+from volsam.inference.painting import OUTSIDE, Answer, Patch, unclicked
 from volsam.prompts import Box, Click, MaskHint, Prompt, PromptSet, Scribble
 from volsam.volume import Volume
 
 # Encoded regions kept for clicks to come and for undo; one takes about 15 MB.
 KEPT_REGIONS = 8
-# A logit that no threshold reaches.
-OUTSIDE = -20.0
-# Voxels painted at once; bounds the memory for very large objects.
-SLAB = 1 << 24
 # Scribbles are shown to the model as so many points in all; every click is kept.
 MOST_POINTS = 48
 # Another region must promise this much more Dice: the mask so far was made, and corrected, in the one at hand.
 WORTH_MOVING = 0.2
-# A mask given as a start is trusted, not certain.
-HINT_LOGIT = 4.0
+# A ready mask is trusted, not certain.
+READY_LOGIT = 4.0
 # A 3D box is drawn by hand: the mask may pass it by this part of its size.
 BOX_SLACK = 0.08
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """A mask where it was made: logits in `part` of the region `roi`, whole-region logits to feed back, and how good
-    the model expects the mask to be (Dice, 0 to 1)."""
-
-    roi: Grid
-    decoded: Decoded
-
-    @property
-    def quality(self) -> float:
-        """Expected Dice with the object."""
-        return self.decoded.quality
-
-    @property
-    def part_grid(self) -> Grid:
-        """Where `decoded.logits` lie."""
-        bounds = self.decoded.part
-        return self.roi.crop([low for low, _ in bounds], [high for _, high in bounds])
-
-    @property
-    def low_res_grid(self) -> Grid:
-        """Where `decoded.low_res` lies."""
-        return self.roi.coarsened(self.roi.shape[0] // self.decoded.low_res.shape[0])
-
-
-@dataclass(frozen=True, eq=False)
-class Patch:
-    """A mask on the scan's voxels from `low` to `high` (excluded); nothing outside."""
-
-    low: Shape
-    high: Shape
-    mask: NDArray[np.bool_]
-
-    @property
-    def window(self) -> tuple[slice, slice, slice]:
-        """The patch as an index into the scan."""
-        return (slice(self.low[0], self.high[0]), slice(self.low[1], self.high[1]), slice(self.low[2], self.high[2]))
 
 
 class Predictor:
@@ -80,7 +38,15 @@ class Predictor:
         self._encoded: OrderedDict[Grid, Any] = OrderedDict()
 
     def __call__(self, prompts: PromptSet, before: Answer | None = None) -> Answer | None:
-        """The mask for all `prompts`, None if none is in the object; `before` is the answer without the newest one."""
+        """The mask for all `prompts`, None if none is in the object; `before` is the answer without the newest one.
+
+        A mask that was given stays, but for what later clicks correct (`corrections`). A box after it begins anew.
+        """
+        hint, prompts = prompts.ready()
+        if hint is not None and not any(isinstance(prompt, Box) for prompt in prompts):
+            return self._corrected(hint, prompts, before)
+        if before is not None and before.ready is not None:
+            before = None
         if len(zoom.positive_points(prompts)) == 0 and zoom.spanning(prompts) is None:
             return None
         answer = self._first(prompts) if before is None else self._next(prompts, before)
@@ -97,9 +63,6 @@ class Predictor:
 
     def _first(self, prompts: PromptSet) -> Answer:
         """Try the zooms that the prompts allow and keep the mask of which the model expects most; then centre it."""
-        hint = self._hint_answer(prompts)
-        if hint is not None:
-            return self._look(hint.roi, prompts, hint)
         if self.model.spacing is not None:
             return self._look(self._region(prompts), prompts, None)
         drafts = [self._look(roi, prompts, None) for roi in self._first_regions(prompts)]
@@ -107,21 +70,36 @@ class Predictor:
         # Shown its own first mask the model mends it; only at the first click, later it would mistrust the user's.
         return self._refit(self._look(best.roi, prompts, best), prompts)
 
-    def _hint_answer(self, prompts: PromptSet) -> Answer | None:
-        """A starting mask as if it had been predicted."""
-        hints = [prompt for prompt in prompts if isinstance(prompt, MaskHint)]
-        if not hints or not hints[-1].mask.any():
-            return None
-        span = zoom.spanning(hints[-1:])
-        assert span is not None  # the mask is not empty
-        edge, around = self.model.edge, np.concatenate([span, zoom.positive_points(prompts)])
-        any_zoom = self.model.spacing is None
-        roi = zoom.fitting(self.volume.grid, around, edge) if any_zoom else self._around(around)
-        coarse = roi.coarsened(self.model.step)
-        share = resample(hints[-1].mask.astype(np.float32), hints[-1].grid, coarse, mode="area")
-        low_res = ((np.asarray(share, dtype=np.float32) - 0.5) * 2 * HINT_LOGIT).astype(np.float32)
+    def _corrected(self, hint: MaskHint, prompts: PromptSet, before: Answer | None) -> Answer:
+        """The mask that was given, where the prompts since contradict it as the network has it then."""
+        grid = self.volume.grid
+        ready, roi = (None, None) if before is None else (before.ready, before.roi)
+        ready = corrections.given(hint, grid) if ready is None else ready
+        contradicted = corrections.contradicted(ready, prompts, grid)
+        shown = self._shown(ready, prompts, prompts.points()[contradicted], roi)
+        if len(contradicted) == 0:
+            return shown
+        found = self._look(shown.roi, prompts, shown)
+        return replace(found, ready=corrections.corrected(ready, unclicked(found, grid), prompts, grid))
+
+    def _shown(self, ready: Patch, prompts: PromptSet, newest: NDArray[np.float64], roi: Grid | None) -> Answer:
+        """A ready mask as if it had been predicted: in the region at hand, if all of it is seen well there."""
+        grid, edge = self.volume.grid, self.model.edge
+        seen = zoom.object_points(ready.mask, grid.crop(ready.low, ready.high))
+        around = np.concatenate([prompts.points(), grid.extent()]) if seen is None else np.concatenate([seen, newest])
+        if self.model.spacing is None:
+            wanted = zoom.fitting(grid, around, edge)
+        else:
+            wanted = self._around(around)
+            if not zoom.covers(wanted, newest):
+                wanted = self._around(newest)
+        if roi is None or zoom.misfit(roi, wanted) or not zoom.covers(roi, newest):
+            roi = wanted
+        values = ready.mask.astype(np.float32)
+        share = resample(values, grid.crop(ready.low, ready.high), roi.coarsened(self.model.step), mode="area")
+        low_res = ((np.asarray(share, dtype=np.float32) - 0.5) * 2 * READY_LOGIT).astype(np.float32)
         full = ((0, edge), (0, edge), (0, edge))
-        return Answer(roi, Decoded(low_res, np.zeros((edge,) * 3, np.float32), full, 0.0))
+        return Answer(roi, Decoded(low_res, np.zeros((edge,) * 3, np.float32), full, 0.0), ready)
 
     def _first_regions(self, prompts: PromptSet) -> list[Grid]:
         grid, edge = self.volume.grid, self.model.edge
@@ -177,7 +155,7 @@ class Predictor:
         if not zoom.misfit(answer.roi, wanted):
             return answer
         again = self._look(wanted, prompts, answer)
-        return again if again.quality > answer.quality + WORTH_MOVING else answer
+        return again if again.decoded.quality > answer.decoded.quality + WORTH_MOVING else answer
 
     def _look(self, roi: Grid, prompts: PromptSet, before: Answer | None) -> Answer:
         previous = None if before is None else _carried(before, roi)
@@ -208,39 +186,6 @@ class Predictor:
         return Answer(answer.roi, Decoded(decoded.low_res, lambda: decoded.logits, decoded.part, quality))
 
 
-def paint(answer: Answer | None, prompts: PromptSet, grid: Grid) -> Patch:
-    """The mask on the scan's voxels. Clicked voxels always carry their click's label."""
-    voxels = np.round(grid.to_voxels(prompts.points())).astype(int).clip(0, np.array(grid.shape) - 1)
-    signs = prompts.on(grid).labels
-    low, high = (0, 0, 0), (0, 0, 0)
-    if answer is not None:
-        low, high = grid.overlap(answer.part_grid)
-    empty = any(b <= a for a, b in zip(low, high, strict=True))
-    forced = voxels[signs]
-    if len(forced):
-        corners = forced if empty else np.concatenate([forced, [low, np.array(high) - 1]])
-        low, high = _shape(corners.min(axis=0)), _shape(corners.max(axis=0) + 1)
-    window = grid.crop(low, high) if all(b > a for a, b in zip(low, high, strict=True)) else None
-    if window is None:
-        return Patch(low, low, np.zeros((0, 0, 0), bool))
-    mask = np.zeros(window.shape, bool)
-    if answer is not None and not empty:
-        _paint_logits(mask, window, answer)
-    for voxel, sign in zip(voxels - np.array(low), signs, strict=True):
-        if ((voxel >= 0) & (voxel < window.shape)).all():
-            mask[tuple(voxel)] = sign
-    return Patch(low, high, mask)
-
-
-def _paint_logits(mask: NDArray[np.bool_], window: Grid, answer: Answer) -> None:
-    planes = max(1, SLAB // (window.shape[1] * window.shape[2]))
-    for start in range(0, window.shape[0], planes):
-        stop = min(start + planes, window.shape[0])
-        slab = window.crop((start, 0, 0), (stop, *window.shape[1:]))
-        logits = resample(answer.decoded.logits, answer.part_grid, slab, fill=OUTSIDE)
-        mask[start:stop] = np.asarray(logits, dtype=np.float32) > 0
-
-
 def thinned(prompts: PromptSet) -> PromptSet:
     """The prompts with about MOST_POINTS points on scribbles, spread evenly along each; clicks stay."""
     total = sum(len(prompt.points) for prompt in prompts if isinstance(prompt, Scribble))
@@ -261,7 +206,7 @@ def _most_trusted(drafts: list[Answer]) -> Answer:
     """
     pairs = [_agreement(finer, coarser) for finer, coarser in pairwise(drafts)] or [1.0]
     beside = [float(np.mean(pairs[max(place - 1, 0) : place + 1])) for place in range(len(drafts))]
-    worth = [draft.quality * near for draft, near in zip(drafts, beside, strict=True)]
+    worth = [draft.decoded.quality * near for draft, near in zip(drafts, beside, strict=True)]
     return drafts[int(np.argmax(worth))]
 
 
@@ -285,14 +230,14 @@ def _mask_points(answer: Answer) -> NDArray[np.float64] | None:
 
 
 def _with_something_inside(prompts: PromptSet, before: Answer) -> PromptSet:
-    """After a box and clicks outside alone, a click inside as well: deep in the mask, far from the others.
+    """After a box, or a ready mask, and clicks outside alone, a click inside: deep in the mask, far from the others.
 
     A network that knows only what is not the object gives much of it up at the first correction of a box; on four of
     five sets Dice fell by an eighth to a third (`benchmarks/default_model/log.md`). Any click inside by the user takes
     its place.
     """
-    boxed = any(isinstance(prompt, Box) for prompt in prompts)
-    if not boxed or len(prompts.points(positive=False)) == 0 or len(prompts.points(positive=True)):
+    known = before.ready is not None or any(isinstance(prompt, Box) for prompt in prompts)
+    if not known or len(prompts.points(positive=False)) == 0 or len(prompts.points(positive=True)):
         return prompts
     click = _click_within(before, prompts)
     return prompts if click is None else PromptSet([*prompts, click])
@@ -336,7 +281,3 @@ def _flat_only(prompts: PromptSet, grid: Grid) -> bool:
     """Whether all that tells the extent is 2D boxes, which say nothing of the third axis; the zooms are tried then."""
     boxes = [prompt for prompt in prompts if isinstance(prompt, Box)]
     return bool(boxes) and all(is_flat(box, grid) for box in boxes)
-
-
-def _shape(values: NDArray[np.int64]) -> Shape:
-    return (int(values[0]), int(values[1]), int(values[2]))

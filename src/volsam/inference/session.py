@@ -18,7 +18,8 @@ from volsam.geometry import resample
 from volsam.inference.log import Active, PromptLog
 from volsam.inference.model import InteractiveModel, require_taken
 from volsam.inference.objects import Changed, ObjectState
-from volsam.inference.predictor import OUTSIDE, Answer, Predictor, paint
+from volsam.inference.painting import OUTSIDE, Answer, paint
+from volsam.inference.predictor import Predictor
 from volsam.inference.record import FORMAT, VERSION, fingerprint, read_record, require_same
 from volsam.inference.slices import SliceModel, SlicePredictor
 from volsam.inference.uncertainty import Uncertainty, ensemble
@@ -193,16 +194,21 @@ class Session:
 
     @property
     def quality(self) -> float | None:
-        """Expected Dice of the current mask, 0 to 1; None without a mask."""
+        """Expected Dice of the current mask, 0 to 1; None without a mask, and of a mask that was given."""
         answer = self._answer
         return None if answer is None else answer.quality
 
     @property
     def probability(self) -> Volume:
-        """Probability of the current object on the volume's grid, float32; 0 outside the region looked at."""
+        """Probability of the current object on the volume's grid, float32; 0 outside the region looked at.
+
+        Of a mask that was given it is 0 and 1, also after corrections.
+        """
         from scipy.special import expit  # takes long to load, and most sessions ask for masks only
 
         answer = self._answer
+        if answer is not None and answer.ready is not None:
+            return self.volume.with_data(self.mask.data.astype(np.float32), f"{self.current}_probability")
         values = np.zeros(self.volume.grid.shape, np.float32)
         low, high = ((0, 0, 0), (0, 0, 0)) if answer is None else self.volume.grid.overlap(answer.roi)
         if answer is not None and all(b > a for a, b in zip(low, high, strict=True)):
@@ -217,6 +223,11 @@ class Session:
         answer = self._answer
         if answer is None:
             raise BadInput(f"{self.current} has no mask yet: add a click, box or scribble first")
+        if answer.ready is not None:
+            raise BadInput(
+                f"{self.current} began with a mask that was given, of which the model cannot tell how sure it is: "
+                "reset the object and click, or draw a box, to have the model's own"
+            )
         if not isinstance(self.predictor, Predictor):
             raise NotSupported(
                 f"{self.model.name} sees one slice at a time, uncertainty needs a 3D model: choose another with --model"
@@ -348,7 +359,7 @@ class Session:
         answer = item.known(_key(active[:done]))
         for end in (end for end in turns if end > done):
             if any(isinstance(prompt, MaskHint) for _, prompt in active[done:end]):
-                answer = None  # a starting mask starts anew
+                answer = None  # it starts anew
             answer = self.predictor(self._asked(active[:end]), answer)
             item.answers[_key(active[:end])] = answer
             done = end

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from volsam.data.preprocess import eight_bit_window, to_eight_bit
 from volsam.errors import BadInput
 from volsam.geometry import Grid, resample
+from volsam.inference import corrections
 from volsam.inference.model import FLAT, Decoded, Kind, Logits
-from volsam.inference.predictor import OUTSIDE, Answer
+from volsam.inference.painting import OUTSIDE, Answer, Patch, unclicked
 from volsam.inference.volumes import dice_of_iou
 from volsam.models.features import Features, Prediction
 from volsam.models.mask_head import Candidates
 from volsam.models.prompt_encoder import PromptBatch
 from volsam.models.segmenter import Segmenter, enlarge
-from volsam.prompts import MaskHint, PromptSet
+from volsam.prompts import Box, PromptSet
 from volsam.volume import Volume
 
 # Slices in the order (across, down, along a row) in which radiologists look at them, as axes of the scan.
@@ -203,9 +204,23 @@ class SlicePredictor:
         self._encoded: OrderedDict[int, Features] = OrderedDict()
 
     def __call__(self, prompts: PromptSet, before: Answer | None = None) -> Answer | None:
-        """The mask for all prompts, None if none is in the object; `before` is not needed, slices are cheap."""
+        """The mask for all prompts, None if none is in the object; `before` is the answer without the newest one.
+
+        A mask of several slices that was given stays, but for what later clicks correct in their own slices. One of a
+        single slice is followed to others as if it had been predicted. A box after it begins anew.
+        """
+        hint, prompts = prompts.ready()
+        boxed = any(isinstance(prompt, Box) for prompt in prompts)
+        masks: dict[int, SliceMask] = {}
+        if hint is not None and not boxed:
+            ready = corrections.given(hint, self.volume.grid)
+            if before is not None and before.ready is not None:
+                ready = before.ready
+            given = self._slices_of(ready)
+            if len(given) > 1 or (before is not None and before.ready is not None):
+                return self._corrected(ready, given, prompts)
+            masks = {index: self._as_answered(logits) for index, logits in given.items()}
         said, bounds = self._by_slice(prompts)
-        masks = self._hinted(prompts)
         for index, asked in said.items():
             if asked.positive:
                 masks[index] = self._decode(index, asked)
@@ -242,18 +257,37 @@ class SlicePredictor:
             said[index] = SlicePrompts(asked.points[here, 1:], asked.labels[here], boxes.get(index))
         return said, (low, high)
 
-    def _hinted(self, prompts: PromptSet) -> dict[int, SliceMask]:
-        """A starting mask, slice by slice, as if it had been predicted."""
-        hints = [prompt for prompt in prompts if isinstance(prompt, MaskHint)]
-        if not hints:
-            return {}
-        share = resample(hints[-1].mask.astype(np.float32), hints[-1].grid, self.stack)
+    def _corrected(self, ready: Patch, given: dict[int, Logits], prompts: PromptSet) -> Answer:
+        """The mask that was given, corrected in the slices where prompts contradict it."""
+        grid = self.volume.grid
+        numbers = corrections.contradicted(ready, prompts, grid)
+        said, _ = self._by_slice(prompts)
+        asked = {round(place) for place in self.stack.to_voxels(prompts.points()[numbers])[:, 0]} & set(said)
+        masks = {index: SliceMask(logits, logits, 1.0) for index, logits in given.items()}
+        for index in sorted(asked):
+            if index in given:
+                shown = self._as_answered(given[index])
+                told = _carried_on(shown.mask, said[index], "click" in self.model.takes)
+                told = SlicePrompts(told.points, told.labels)
+                masks[index] = self._decode(index, told, shown.low_res if self.model.style.feeds_mask else None)
+            elif said[index].positive:
+                masks[index] = self._decode(index, said[index])
+        if not masks:  # everything has been taken away
+            masks[0] = SliceMask(blank := np.full(self.stack.shape[1:], OUTSIDE, np.float32), blank, 1.0)
+        answer = self._answer(masks)
+        changed = corrections.corrected(ready, unclicked(answer, grid), prompts, grid) if asked else ready
+        return replace(answer, ready=changed)
+
+    def _slices_of(self, ready: Patch) -> dict[int, Logits]:
+        """A mask that was given, slice by slice, as logits (h w)."""
+        share = resample(ready.mask.astype(np.float32), self.volume.grid.crop(ready.low, ready.high), self.stack)
         masks = np.asarray(share) > 0.5
-        found = {}
-        for index in np.flatnonzero(masks.any(axis=(1, 2))):
-            logits = np.where(masks[index], 8.0, -8.0).astype(np.float32)
-            found[int(index)] = SliceMask(logits, self._low_res(logits), 1.0)
-        return found
+        held = np.flatnonzero(masks.any(axis=(1, 2)))
+        return {int(index): np.where(masks[index], 8.0, -8.0).astype(np.float32) for index in held}
+
+    def _as_answered(self, logits: Logits) -> SliceMask:
+        """A slice of a mask that was given, as if it had been predicted."""
+        return SliceMask(logits, self._low_res(logits), 1.0)
 
     def _low_res(self, logits: Logits) -> Logits:
         """Logits (h w) of a slice as the mask prompt of the model."""

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from volsam.data.preprocess import inside
 from volsam.geometry import Grid, resample
 from volsam.inference.model import InteractiveModel
-from volsam.inference.predictor import Answer, thinned
+from volsam.inference.painting import Answer
+from volsam.inference.predictor import thinned
 from volsam.prompts import GridPrompts, Point, PromptSet
 
 BATCH = 8

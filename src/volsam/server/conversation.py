@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from volsam.inference.objects import Changed, around
 from volsam.inference.session import Model, Session
 from volsam.inference.uncertainty import Uncertainty
-from volsam.prompts import Prompt, PromptSet
+from volsam.prompts import MaskHint, Prompt, PromptSet
 from volsam.server.device import Clock, Device
 from volsam.server.masks import Masks
 from volsam.server.ownership import Policy, window_of
@@ -226,7 +226,7 @@ class Conversation:
 
     def doubt(self, session: Session, thing: Thing) -> Uncertainty:
         """The uncertainty of an object's mask, made once; while the object is held."""
-        if session.quality is None:
+        if session.quality is None and session.bounds_of(thing.name) is None:
             raise Problem(409, f"{thing.name} has no mask yet: add a click, box or scribble first")
         key = (thing.number, thing.changed, session.model.name)
         if self._doubt is None or self._doubt[0] != key:
@@ -242,6 +242,15 @@ class Conversation:
             before = {known for known, _ in self._standing(thing)}
             outcome = self._act(thing, lambda: session.add_all(PromptSet(prompts)), clock)
             return replace(outcome, added=tuple(known for known, _ in session.prompts if known not in before))
+
+    def take_up(self, ready: Sequence[tuple[str, MaskHint]]) -> None:
+        """Ready masks by name as objects, to be corrected; the first one is the empty object that is there."""
+        with self.held() as session:
+            for place, (name, mask) in enumerate(ready):
+                thing = self._things.new(self._things.unused(name)) if place else self.alter(self.current, name=name)
+                self._act(thing, partial(session.add, mask), None, save=False)
+            session.select(ready[0][0])
+            self._save()
 
     def undo(self, number: int | None = None, clock: Clock | None = None) -> Outcome:
         """Take an object's last step back."""

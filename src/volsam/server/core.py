@@ -23,15 +23,17 @@ from time import monotonic
 from typing import Any
 
 from volsam.data.memory import give_back
-from volsam.data.studies import clean_name
+from volsam.data.studies import LABELS, clean_name
 from volsam.errors import BadFile, BadInput
 from volsam.inference.session import Model
+from volsam.prompts import MaskHint
 from volsam.server.conversation import Conversation, origin_of
 from volsam.server.device import Device
 from volsam.server.encodings import Encodings
 from volsam.server.leases import RETRY_AFTER, Lease, Leases
 from volsam.server.metrics import Metrics
 from volsam.server.problems import Problem
+from volsam.server.ready import label_path, objects_of
 from volsam.server.settings import Settings
 from volsam.server.shelf import Shelf
 from volsam.server.store import Store
@@ -132,11 +134,22 @@ class Core:
         model: str | None = None,
         name: str = "object",
         annotator: str | None = None,
+        labels: str | Path | None = None,
     ) -> Conversation:
-        """Start a conversation about a volume in the folder of studies."""
+        """Start a conversation about a volume in the folder of studies.
+
+        labels: what is there already is opened for correction: the tag under which it was saved, or a file.
+        """
         origin = self._study(study, frame, channel)
         volume, notes = self._read(origin, Path())
-        return self._start(lease, self.store.new(), volume, origin, model, name, annotator, notes)
+        ready: list[tuple[str, MaskHint]] = []
+        if isinstance(labels, Path):
+            ready = objects_of(labels, volume.grid)
+        elif labels is not None and self.settings.studies is not None:
+            folder = self.settings.studies / LABELS / labels
+            ready = objects_of(label_path(self.settings.studies, study, labels), volume.grid, folder)
+        identity = self.store.new()
+        return self._start(lease, identity, volume, origin, model, name, annotator, notes, ready)
 
     def open_file(
         self,
@@ -307,6 +320,7 @@ class Core:
         name: str,
         annotator: str | None,
         notes: Sequence[str] = (),
+        ready: Sequence[tuple[str, MaskHint]] = (),
     ) -> Conversation:
         try:
             if not name.strip():
@@ -323,6 +337,8 @@ class Core:
                 annotator=annotator,
                 notes=notes,
             )
+            if ready:
+                talk.take_up(ready)
         except BaseException:
             self.store.forget(identity)
             raise

@@ -161,3 +161,23 @@ def test_a_session_of_a_model_that_is_gone_is_made_anew_only_after_a_question(vi
     assert viewer.state("state.id") == number
     assert viewer.state("state.model") == "volsam-s"
     np.testing.assert_array_equal(viewer.mask(1, SHAPE), mask)
+
+
+def test_labels_of_a_model_are_opened_corrected_and_saved(viewer: Viewer, studies: Path, a_small_ct: Volume) -> None:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[10:20, 10:22, 8:18], labels[28:36, 20:30, 12:20] = 1, 2
+    place = studies / "labels" / "auto"
+    place.mkdir(parents=True)
+    write_volume(a_small_ct.with_data(labels[None]), place / "ct.nii.gz")
+    (place / "labels.json").write_text('{"liver": 1, "spleen": 2}')
+    page = begin(viewer)
+    page.locator("#studies .resume", has_text="Correct: labels/auto").click()
+    page.wait_for_selector("body[data-ready=true]")
+    assert page.locator("#objects .name").evaluate_all("all => all.map(({ value }) => value)") == ["liver", "spleen"]
+    page.wait_for_selector("#prompts >> text=Mask")
+    before = viewer.state("current.voxels")
+    assert before == (labels == 1).sum()
+    viewer.click("axial", (30, 10, 14))
+    page.wait_for_function(f"volsam.session.current.voxels > {before}")
+    page.keyboard.press("Control+z")
+    page.wait_for_function(f"volsam.session.current.voxels === {before}")

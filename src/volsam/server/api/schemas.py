@@ -18,6 +18,7 @@ FARTHEST = 1e6
 Number = Annotated[float, Field(ge=-FARTHEST, le=FARTHEST, allow_inf_nan=False)]
 Position = Annotated[list[Number], Field(min_length=3, max_length=3, description="x, y, z in mm, or i, j, k")]
 Voxel = Annotated[list[Annotated[int, Field(ge=0, le=1 << 20)]], Field(min_length=3, max_length=3)]
+Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
 Colour = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 ObjectNumber = Annotated[int, Field(ge=1, le=1 << 31)]
@@ -42,6 +43,7 @@ class Opening(Strict):
     model: str | None = None
     object: Name = "object"
     annotator: Name | None = None
+    labels: Tag | None = None
 
 
 class ArrayHead(Strict):
@@ -161,7 +163,7 @@ class Prompts(Strict):
 class Saving(Strict):
     """Labels to write beside the studies."""
 
-    tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] = "final"
+    tag: Tag = "final"
     format: Literal["nii.gz", "nii", "nrrd", "mha", "dicom_seg"] = "nii.gz"
     objects: Annotated[list[ObjectNumber], Field(min_length=1, max_length=1000)] | None = None
     replace: bool = True

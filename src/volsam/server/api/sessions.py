@@ -47,6 +47,8 @@ def router(core: Core) -> APIRouter:
         clock = Clock()
         if (asked.study is None) == (asked.resume is None):
             raise BadInput('give either "study", a path that /api/v1/studies lists, or "resume", the id of a session')
+        if asked.labels is not None and asked.study is None:
+            raise BadInput('"labels" are those of a "study": a saved session has its objects already')
         with core.using(token) as lease, clock("open"), core.device.timed(clock):
             if asked.resume is not None:
                 talk = core.resume(lease, asked.resume, take=asked.take, model=asked.model)
@@ -59,6 +61,7 @@ def router(core: Core) -> APIRouter:
                     model=asked.model,
                     name=asked.object,
                     annotator=asked.annotator,
+                    labels=asked.labels,
                 )
         return _opened(core, talk, clock)
 

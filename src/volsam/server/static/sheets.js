@@ -116,6 +116,12 @@ export class StartSheet {
     open.append(element("span", { textContent: study.path, title: study.path }), element("small", { textContent: size }));
     open.addEventListener("click", () => this.#chosen({ study: study.path }));
     const rows = [item(open)];
+    for (const tag of study.labels) {
+      const mend = element("button", { type: "button", className: "resume" });
+      mend.append(element("span", { textContent: `Correct: labels/${tag}` }));
+      mend.addEventListener("click", () => this.#chosen({ study: study.path, labels: tag }));
+      rows.push(item(mend));
+    }
     for (const saved of sessions.slice(0, 3)) {
       const again = element("button", { type: "button", className: "resume" });
       const when = new Date(saved.modified).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
