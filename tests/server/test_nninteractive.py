@@ -13,7 +13,7 @@ from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.inference.session import Session
 from volsam.prompts import Box, Click, MaskHint
-from volsam.server.dialects import nnia
+from volsam.server.dialects.nninteractive import nnia
 from volsam.server.strokes import painted
 from volsam.volume import Volume
 

@@ -14,7 +14,7 @@ from typing import Any
 import slicer
 from VolSamLib import doubt as doubts
 from VolSamLib import geometry
-from VolSamLib.connection import Answer, Doubt, Failure, Question, Scan, Worker
+from VolSamLib.connection import PROGRAM, Answer, Doubt, Failure, Question, Scan, Worker
 from VolSamLib.geometry import Refused
 from VolSamLib.history import History, Step, changed
 from VolSamLib.prompts import Part, Said
@@ -111,7 +111,8 @@ class Asker:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _ask(self, turns: Any, segment: str, before: Said, after: Said, *, doubt: bool = False) -> None:
-        question = Question(self.address, self.key, self._seen(), self.model, segment, turns, after.plane, doubt)
+        seen, who = self._seen(), annotator()
+        question = Question(self.address, self.key, seen, self.model, segment, turns, after.plane, doubt, who)
         if self._worker is None:
             self._worker = Worker()
         self._pending[self._worker.ask(question)] = Pending(question, self.segments, segment, before, after)
@@ -164,6 +165,12 @@ class Asker:
         self._written.update(after)
         if old or said[0] != said[1]:
             self._history.add(Step(segment, said, old, new))
+
+
+def annotator() -> str:
+    """The name under Application Settings, User; that of the program where none is set."""
+    information = getattr(slicer.app.applicationLogic(), "GetUserInformation", None)
+    return (information().GetName() if information is not None else "") or PROGRAM
 
 
 def _is_in_scene(node: Any) -> bool:

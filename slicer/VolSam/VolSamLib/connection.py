@@ -23,6 +23,8 @@ from VolSamLib.prompts import Part, Turn, Voxel, as_voxel
 
 TEST = 10.0  # seconds that a test of the connection waits
 KEPT = "Your points are kept."
+PROGRAM = "3D Slicer"
+"""Who annotates where nobody has given a name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,7 @@ class Question:
     turns: tuple[Turn, ...] = ()
     plane: str | None = None
     doubt: bool = False
+    annotator: str = PROGRAM
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +197,9 @@ class Talk:
         affine = scan.affine if frame is None else frame_for(scan.affine, frame)
         assert self._server is not None
         self.forget()
-        self._session = self._server.send(scan.values, affine, scan.name or "volume", annotator="3D Slicer", **more)
+        self._session = self._server.send(
+            scan.values, affine, scan.name or "volume", annotator=question.annotator, **more
+        )
         self._scan, self._model, self._frame = scan.key, question.model, frame
 
     def _use(self, model: str) -> None:

@@ -13,6 +13,7 @@ from volsam.cli.train import (
     DatasetFolder,
     Dry,
     FoldNumber,
+    Order,
     PatientOption,
     RunOutput,
     SetOption,
@@ -53,4 +54,5 @@ def distill(
     if recipe not in STUDENTS:
         raise BadInput(f"a student is trained as {', '.join(STUDENTS)}, got {recipe!r}; see also `volsam train`")
     given = {**gathered(config, settings or []), "teacher": teacher}
-    begin(recipe, dataset, output, given, None, train_cases, fold, patient, device, tensorboard, dry)
+    order = Order(recipe, dataset, output, given, None, train_cases, fold, patient, device)
+    begin(order, tensorboard, dry)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
-from volsam.cli.console import fail, on_terminal, say, table, track
+from volsam.cli.console import fail, say, table, track
 from volsam.cli.options import Device
+from volsam.cli.telling import board, conclude, progress_of, prospect
 from volsam.errors import BadFile, BadInput, MissingExtra
 
 if TYPE_CHECKING:
     from volsam.data.dataset import Dataset
     from volsam.recipes.methods.runs import Job
-    from volsam.training.loop import Progress
-    from volsam.training.run import Record
 
 MethodName = Annotated[str, typer.Argument(metavar="RECIPE", help="How to train; --list shows all.")]
 DatasetFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="A folder in the layout of nnU-Net v2.")]
@@ -105,34 +104,26 @@ def train(
     Example: volsam train adapt Dataset004_Hippocampus -o runs/hippocampus
     """
     require_extra()
-    begin(
-        recipe,
-        dataset,
-        output,
-        gathered(config, settings or [], of_preset(preset, recipe)),
-        init,
-        train_cases,
-        fold,
-        patient,
-        device,
-        tensorboard,
-        dry,
-    )
+    given = gathered(config, settings or [], of_preset(preset, recipe))
+    begin(Order(recipe, dataset, output, given, init, train_cases, fold, patient, device), tensorboard, dry)
 
 
-def begin(
-    recipe: str,
-    dataset: Path,
-    output: Path,
-    given: dict[str, Any],
-    init: str | None,
-    train_cases: int | None,
-    fold: str,
-    patient: str,
-    device: str,
-    tensorboard: bool,
-    dry: bool,
-) -> None:
+@dataclass(frozen=True)
+class Order:
+    """What is to be trained, from what, and where it goes, as the command line has it."""
+
+    recipe: str
+    dataset: Path
+    output: Path
+    settings: dict[str, Any]
+    init: str | None = None
+    train_cases: int | None = None
+    fold: str = "0"
+    patient: str = ""
+    device: str = "auto"
+
+
+def begin(order: Order, tensorboard: bool, dry: bool) -> None:
     """Choose cases, make the run ready, and carry it out."""
     from volsam.data.dataset import read_dataset
     from volsam.data.splits import NAME as SPLITS
@@ -141,29 +132,30 @@ def begin(
     from volsam.recipes.methods.method import load_methods
     from volsam.recipes.recipe import choose_device
 
-    found = read_dataset(dataset)
-    seed = int(given.get("seed", 0)) if str(given.get("seed", 0)).lstrip("-").isdigit() else 0
+    found = read_dataset(order.dataset)
+    seed = int(order.settings.get("seed", 0)) if str(order.settings.get("seed", 0)).lstrip("-").isdigit() else 0
     names = [case.name for case in found.cases if case.label is not None]
-    whose = patient_of(patient, names) if patient else str
-    if patient and (found.folder / SPLITS).is_file():
+    whose = patient_of(order.patient, names) if order.patient else str
+    if order.patient and (found.folder / SPLITS).is_file():
         say(f"warning: --patient has no effect, since {SPLITS} of {found.name} says which case is where")
-    if fold != "all" and not fold.isdigit():
-        raise BadInput(f"--fold is a number from 0, or all to learn from every case, got {fold}")
-    labelled = load_methods()[recipe].labelled
-    cases = runs.choose_cases(found, None if fold == "all" else int(fold), train_cases, seed, whose, labelled)
+    if order.fold != "all" and not order.fold.isdigit():
+        raise BadInput(f"--fold is a number from 0, or all to learn from every case, got {order.fold}")
+    labelled = load_methods()[order.recipe].labelled
+    fold = None if order.fold == "all" else int(order.fold)
+    cases = runs.choose_cases(found, fold, order.train_cases, seed, whose, labelled)
     with TemporaryDirectory() if dry else nullcontext() as away:
         job = runs.start(
-            recipe,
+            order.recipe,
             found,
-            output if away is None else Path(away) / output.name,
-            settings=given,
+            order.output if away is None else Path(away) / order.output.name,
+            settings=order.settings,
             fold=cases,
-            init=init,
-            device=choose_device(device),
+            init=order.init,
+            device=choose_device(order.device),
             progress=lambda items, what: track(items, what) if len(items) > 5 else items,
         )
         _warn(job, found)
-        carry_out(job, dataset, tensorboard, dry, test=len(cases.test))
+        carry_out(job, order.dataset, tensorboard, dry, test=len(cases.test))
 
 
 def _warn(job: Job, dataset: Dataset) -> None:
@@ -194,7 +186,7 @@ def carry_out(job: Job, dataset: Path, tensorboard: bool, dry: bool, test: int =
     first = processes.is_first()
     record = job.folder.record()
     if first:
-        for line in _prospect(job, record, runs.prospect(job), test):
+        for line in prospect(job, record, runs.prospect(job), test):
             typer.echo(line)
     if dry:
         return
@@ -202,13 +194,13 @@ def carry_out(job: Job, dataset: Path, tensorboard: bool, dry: bool, test: int =
         say(f"{job.folder.path} goes on where it was stopped")
     began = progress_of(job.folder.path) if first else None
     try:
-        done = runs.train(job, began, _board(job.folder.path) if tensorboard and first else None)
+        done = runs.train(job, began, board(job.folder.path) if tensorboard and first else None)
     except KeyboardInterrupt:
         then = "goes on from its last save" if job.folder.resumes else "begins anew, since nothing was saved yet"
         say(f"stopped; the same command {then}")
         raise
     if first:
-        _conclude(job, done, dataset, test)
+        conclude(job, done, dataset, test)
 
 
 def of_preset(name: str | None, recipe: str) -> dict[str, Any]:
@@ -255,97 +247,6 @@ def gathered(config: Path | None, pairs: Iterable[str], first: Mapping[str, Any]
     if given.get("minutes") and "max_steps" in given:
         say(f"warning: max_steps={given['max_steps']} has no effect beside minutes={given['minutes']}")
     return given
-
-
-def _prospect(job: Job, record: Record, found: Any, test: int) -> list[str]:
-    plan, config = job.plan, job.config
-    spacing = plan.preparation.spacing
-    seen = "their own voxels" if spacing is None else " × ".join(f"{size:.2f}" for size in spacing) + " mm"
-    schedule = f"{config.minutes:g} minutes" if config.minutes else f"{config.max_steps:,} steps"
-    return [
-        f"{job.method.title} on {record.dataset}: {len(plan.labels) - 1} class{'es' * (len(plan.labels) > 2)} "
-        f"({', '.join(plan.labels[1:6])}{', …' * (len(plan.labels) > 6)})",
-        f"cases: {len(record.training)} to learn from, {len(record.validation)} to choose the best weights by"
-        + (f", {test} left for the test" if test else ""),
-        f"seen in {seen}, {' × '.join(map(str, plan.patch))} at once, {config.batch_size} per step, {schedule}",
-        f"weights: {found.trained:,} learn, {found.frozen:,} are frozen"
-        + (f"; begins with {record.init.name}" if record.init.name else ""),
-        "expected: "
-        + ("" if found.memory is None else f"about {found.memory:.1f} GB of memory, ")
-        + f"{_minutes(found.seconds)} on {job.device}",
-    ]
-
-
-def _minutes(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def progress_of(folder: Path) -> Callable[[Progress], None]:
-    """Progress: a bar on a terminal, and a line for every tenth of the way otherwise."""
-    if on_terminal():
-        return _bar()
-    told = [-1]
-
-    def tell(now: Progress) -> None:
-        tenth = int(10 * now.part)
-        if tenth > told[0] or now.part >= 1:
-            told[0] = tenth
-            say(
-                f"step {now.step:,}: loss {now.loss:.3f}, {now.step / max(now.seconds, 1e-9):.2f} steps/s, "
-                f"{_minutes(now.left)} left"
-            )
-
-    return tell
-
-
-def _bar() -> Callable[[Progress], None]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    bar = Progress(
-        TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.3f}"),
-        BarColumn(),
-        TextColumn("{task.fields[rate]:.1f} steps/s"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    bar.start()
-    line = bar.add_task("training", total=1.0, step=0, loss=0.0, rate=0.0)
-
-    def tell(now: Any) -> None:
-        rate = now.step / max(now.seconds, 1e-9)
-        bar.update(line, completed=min(1.0, now.part), step=now.step, loss=now.loss, rate=rate)
-        if now.part >= 1:
-            bar.stop()
-
-    return tell
-
-
-def _board(folder: Path) -> Callable[[Mapping[str, float], int], None]:
-    from torch.utils.tensorboard.writer import SummaryWriter
-
-    writer = SummaryWriter(str(folder))
-
-    def board(values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
-        writer.flush()
-
-    return board
-
-
-def _conclude(job: Job, done: Record, dataset: Path, test: int) -> None:
-    rows = [["steps", f"{done.steps:,}"], ["minutes", f"{done.minutes:.1f}"]]
-    if done.best is not None:
-        rows.append([f"Dice of {len(done.validation)} validation cases", f"{done.best:.3f}"])
-    table(["trained", job.folder.path.name], rows)
-    typer.echo(f"the model: {job.folder.path}")
-    if test:
-        line = shlex.join(["volsam", "evaluate", str(job.folder.path), str(dataset), "-o", "report"])
-        typer.echo(f"score it on the {test} case{'s' * (test > 1)} that it never saw: {line}")
 
 
 def require_extra() -> None:

@@ -69,7 +69,7 @@ class Automatic:
 
     def write(self, wanted: Wanted, answer: Volume) -> None:
         """The labels, and what their values are called."""
-        from volsam.data.files import write_json
+        from volsam.data.files import now, write_json
         from volsam.data.io import write_volume
         from volsam.data.studies import NAMES
 
@@ -78,7 +78,7 @@ class Automatic:
         values = dict(zip(self.model.labels, self.model.values, strict=True))
         write_json(self.output / NAMES, values)
         found = _volumes(answer, values)
-        wanted.line = replace(wanted.line, ml=_listed(found), made=_now())
+        wanted.line = replace(wanted.line, ml=_listed(found), made=now())
         wanted.said = ", ".join(f"{name} {ml:,.1f} ml" for name, ml in found.items()) or "nothing found"
 
 
@@ -116,6 +116,7 @@ class Prompted:
 
     def write(self, wanted: Wanted, answer: Session | Outcome) -> None:
         """The labels of a session, and a record of their names."""
+        from volsam.data.files import now
         from volsam.inference.session import Session
 
         if isinstance(answer, Session):
@@ -127,7 +128,7 @@ class Prompted:
             if quality is not None:  # that of a ready mask is not known
                 wanted.line = replace(wanted.line, quality=f"{quality:.3f}")
                 wanted.said += f", expected Dice {quality:.2f}"
-        wanted.line = replace(wanted.line, made=_now())
+        wanted.line = replace(wanted.line, made=now())
 
     def _write_labels(self, wanted: Wanted, session: Session) -> None:
         """Labels from 1 in the order of the objects; where two share voxels, those of the later one."""
@@ -187,9 +188,3 @@ def _volumes(labels: Volume, values: Mapping[str, int]) -> dict[str, float]:
 
 def _listed(millilitres: Mapping[str, float]) -> str:
     return "; ".join(f"{name} {value:.2f}" for name, value in millilitres.items())
-
-
-def _now() -> str:
-    from datetime import datetime, timezone
-
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from uuid import uuid4
@@ -184,3 +185,8 @@ def finish(stream: BinaryIO) -> int:
     while piece := stream.read(PIECE):
         count += len(piece)
     return count
+
+
+def now() -> str:
+    """This moment as records of ours have it: ISO 8601, UTC, to the second."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

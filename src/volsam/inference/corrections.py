@@ -1,9 +1,9 @@
 """A ready mask and clicks that correct it: what they do not mean stays as it is, voxel for voxel.
 
 A network that is shown a mask and a click answers with a mask of its own, which differs from the one shown in many
-places. Only a piece of that difference is taken: the one that was clicked in, as far from the click as twice the
-click's depth in it. So a click changes about as much as the network would change around it, and a good mask
-never gets worse far away (`benchmarks/default_model/corrections.md`).
+places. Only a piece of that difference is taken: the one that was clicked in, and of it what is not much farther from
+the click than the difference is thick there. So a click changes about what it means, and no mask gets worse far away
+from it (`benchmarks/default_model/corrections.md`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from volsam.geometry import Grid, resample
 from volsam.inference.painting import Patch, clicked, corner
 from volsam.prompts import MaskHint, PromptSet
 
-# How far a click's change may reach, in its depths in the difference.
-REACH = 2.0
+# How far a click may change things, in radii of the largest ball of the difference that holds it.
+REACH = 1.5
 # Half of the window, in voxels, in which the depth is looked for at first.
 NEAR = 8
 

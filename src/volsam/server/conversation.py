@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from volsam.data.files import now
 from volsam.inference.objects import Changed, around
 from volsam.inference.session import Model, Session
 from volsam.inference.uncertainty import Uncertainty
@@ -20,7 +21,7 @@ from volsam.server.device import Clock, Device
 from volsam.server.masks import Masks
 from volsam.server.ownership import Policy, window_of
 from volsam.server.problems import Problem
-from volsam.server.store import Store, now
+from volsam.server.store import Store
 from volsam.server.things import Thing, Things
 from volsam.server.volumes import Origin
 from volsam.volume import Volume

@@ -111,11 +111,6 @@ class Store:
         return removed
 
 
-def now() -> str:
-    """This moment, ISO 8601, UTC."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def when(path: Path | os.DirEntry[str]) -> str:
     """When a file was last written, ISO 8601, UTC."""
     return datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

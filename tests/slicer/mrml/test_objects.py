@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from VolSamLib import geometry
+from VolSamLib import asking, connection, geometry
 from VolSamLib.geometry import Refused
 from VolSamLib.prompts import Part
 from worlds import MIDDLE, add_ball, mask_of
@@ -107,7 +107,12 @@ def test_voxels_made_by_hand_are_what_the_model_starts_from(at_work):
     at_work.segments.restore({at_work.segment: Part.around(drawn)})
     click(at_work, (-4, 0, 0))
     assert [type(prompt).__name__ for prompt in at_work.said.turns[-1]] == ["Start", "Point"]
-    assert mask_of(at_work)[: MIDDLE[0]].any()
+    assert np.array_equal(mask_of(at_work), drawn), "the click agrees with what was drawn"
+    click(at_work, (4, 0, 0))
+    more = mask_of(at_work)
+    assert more[tuple(np.add(MIDDLE, (4, 0, 0)))]
+    assert not (drawn & ~more).any()
+    at_work.undo()
     at_work.undo()
     assert np.array_equal(mask_of(at_work), drawn)
     at_work.undo()
@@ -169,3 +174,29 @@ def test_clicks_are_answered_in_their_order_and_the_last_one_can_be_taken_back_b
     logic.undo()
     click(logic)
     assert np.array_equal(mask_of(logic), once)
+
+
+def test_a_server_is_told_the_name_in_slicers_settings(logic, monkeypatch):
+    class Person:
+        name = ""
+
+        def GetName(self):
+            return self.name
+
+    class Application:
+        def __getattr__(self, name):
+            return getattr(before, name)
+
+        def GetUserInformation(self):
+            return Person()
+
+    before = slicer.app.applicationLogic()
+    monkeypatch.setattr(slicer.app, "applicationLogic", Application)
+    assert asking.annotator() == "3D Slicer"
+    monkeypatch.setattr(Person, "name", "Ana")
+    logic.choose(add_ball())
+    sent = []
+    monkeypatch.setattr(connection.Server, "send", lambda *what, **more: sent.append(more) or 1 / 0)
+    logic.click(geometry.to_world(logic.volume, MIDDLE), True)
+    logic.wait(20)
+    assert [more["annotator"] for more in sent[:1]] == ["Ana"]
