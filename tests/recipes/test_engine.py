@@ -4,11 +4,14 @@ import logging
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from volsam import Click, Session, Volume, load_model
 from volsam.errors import BadInput, NotSupported
+from volsam.inference import fast
+from volsam.inference.fast import FastSegmenter
 from volsam.inference.openvino import OpenVinoSegmenter
 from volsam.inference.volumes import ClickModel
 from volsam.models.fused import PackedLinear
@@ -17,6 +20,7 @@ from volsam.recipes import engine
 from volsam.recipes.engine import ENGINE_VARIABLE, PLAIN, choose_engine, prepared
 from volsam.recipes.families.family import fill, load_families
 from volsam.recipes.families.fixture import read_fixture
+from volsam.recipes.families.sam_med3d import click_model
 from volsam.recipes.importing import import_checkpoint
 
 from .files import RECORDED, saved, weights_of
@@ -75,9 +79,10 @@ def test_a_library_that_does_not_load_is_said_and_torch_answers(
 @pytest.mark.parametrize(
     ("wanted", "variable", "device", "says"),
     [
-        ("onnx", "torch", "cpu", "--engine is auto, torch or openvino, got 'onnx'"),
-        (None, "onnx", "cpu", "VOLSAM_ENGINE is auto, torch or openvino, got 'onnx'"),
+        ("onnx", "torch", "cpu", "--engine is auto, torch, openvino or graphs, got 'onnx'"),
+        (None, "onnx", "cpu", "VOLSAM_ENGINE is auto, torch, openvino or graphs, got 'onnx'"),
         ("openvino", "torch", "cuda", "runs on a CPU, and the device is cuda"),
+        ("graphs", "torch", "cpu", "needs a GPU of NVIDIA, and the device is cpu"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -111,9 +116,26 @@ def test_a_network_that_is_to_learn_stays_as_it_is() -> None:
     assert set(network.state_dict()) == before
 
 
-def test_the_default_model_says_that_it_has_no_other_engine() -> None:
-    with pytest.raises(NotSupported, match="volsam-s runs on torch alone"):
-        load_model(device="cpu", engine="openvino")
+@pytest.mark.parametrize("name", ["openvino", "graphs"])
+def test_the_default_model_says_that_it_has_no_other_engine(name: str) -> None:
+    with pytest.raises(NotSupported, match=f"volsam-s runs on torch alone; the engine {name}"):
+        load_model(device="cpu", engine=name)
+
+
+def test_recorded_steps_answer_a_session_as_torch_does(
+    a_small_ct: Volume, a_click: Click, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, built = a_network(), FastSegmenter
+    monkeypatch.setattr(
+        fast, "FastSegmenter", lambda network, device: built(network, "cpu", torch.float32, lambda step: step)
+    )
+    recorded = prepared(network, "mine", "cuda", "graphs")
+    assert isinstance(recorded, FastSegmenter)
+    sessions = [Session(click_model(each, "mine", "cpu"), a_small_ct) for each in (network, recorded)]
+    for session in sessions:
+        session.add(a_click)
+        session.add(Click(tuple(a_small_ct.grid.to_world((2, 2, 2))), positive=False))
+    np.testing.assert_allclose(sessions[1].probability.data, sessions[0].probability.data, atol=1e-4)
 
 
 def test_a_stored_model_answers_alike_on_both(

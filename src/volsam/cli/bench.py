@@ -95,6 +95,8 @@ def _settings(
         raise NotSupported(
             "--dtype int8 needs an engine with int8 networks, which this version has not: use fp32 or bf16"
         )
+    if engine == "graphs":
+        raise NotSupported("--engine graphs cannot be raced, since its answers are of bfloat16: take auto or torch")
     if dtype not in ("fp32", "bf16"):
         raise BadInput(f"--dtype is fp32, bf16 or int8, got {dtype!r}")
     if size is not None and size % 16:

@@ -32,8 +32,9 @@ Engine = Annotated[
     str | None,
     typer.Option(
         "--engine",
-        metavar="auto|torch|openvino",
-        help="What computes the clicks of published 3D models on a CPU; auto is openvino where that is installed.",
+        metavar="auto|torch|openvino|graphs",
+        help="What computes the clicks of published 3D models: auto is openvino on a CPU where that is installed; "
+        "graphs are recorded CUDA graphs.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

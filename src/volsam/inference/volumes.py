@@ -12,6 +12,7 @@ from torch import Tensor
 
 from volsam.data.preprocess import above_zero, inside
 from volsam.geometry import Grid, resample
+from volsam.inference.fast import FastSegmenter
 from volsam.inference.model import Decoded, Kind, Logits, box_of
 from volsam.inference.openvino import OpenVinoSegmenter
 from volsam.models.features import Features, Prediction
@@ -36,7 +37,7 @@ class ClickModel:
     axes = "RAS"
     takes: frozenset[Kind] = frozenset({"click", "negative click", "mask"})
 
-    def __init__(self, network: Segmenter | OpenVinoSegmenter, name: str, device: str = "cpu") -> None:
+    def __init__(self, network: Segmenter | OpenVinoSegmenter | FastSegmenter, name: str, device: str = "cpu") -> None:
         self.name = name
         self.device = torch.device(device)
         self.network = network.to(self.device).eval() if isinstance(network, Segmenter) else network

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from volsam.errors import BadFile, BadInput, NotSupported
 from volsam.recipes import store, trained, volsam_s
 from volsam.recipes.checkpoint import Checkpoint, filled, read_checkpoint, require_finite, sizes_fit
-from volsam.recipes.engine import no_engine, prepared
+from volsam.recipes.engine import prepared, require_torch
 from volsam.recipes.families import ma_sam
 from volsam.recipes.families.family import Described, Family, family_of, load_families
 from volsam.recipes.methods.method import load_methods
@@ -217,16 +217,14 @@ def load(name_or_path: str, device: str, engine: str | None = None) -> Model:
     a session.
     """
     if trained.place_of(name_or_path) is not None:
-        if engine == "openvino":
-            raise no_engine(name_or_path)
+        require_torch(engine, name_or_path)
         model = trained.load_run(name_or_path, device)
         if trained.is_automatic(model):
             raise NotSupported(f"{name_or_path} was trained to be automatic and takes no clicks: use `volsam predict`")
         return cast("Model", model)
     found = _found(name_or_path)
     if isinstance(found, Checkpoint):
-        if engine == "openvino":
-            raise no_engine(name_or_path)
+        require_torch(engine, name_or_path)
         return volsam_s.build_from(found.tensors, found.where, device)
     family, network, name, variant = found
     return _ready(family, prepared(network, name, device, engine), name, variant, device)

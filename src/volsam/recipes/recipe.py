@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from volsam.errors import BadFile, BadInput
-from volsam.recipes.engine import no_engine
+from volsam.recipes.engine import require_torch
 from volsam.registry import Registry
 from volsam.training import processes
 
@@ -66,9 +66,10 @@ def load_model(
 ) -> Model:
     """A model ready for a `Session`: the embedded default, a name from `volsam models list`, or a file of weights.
 
-    device: "auto" (cuda, then mps, then cpu), or one of them. engine: "auto", "torch" or "openvino"; if None, what
-    VOLSAM_ENGINE says, else "auto": OpenVINO for the clicks of published 3D models on a CPU, where it is installed.
-    With "plain" it is torch, and the network can learn and be saved, as it cannot with the others.
+    device: "auto" (cuda, then mps, then cpu), or one of them. engine: "auto", "torch", "openvino" or "graphs"; if None,
+    what VOLSAM_ENGINE says, else "auto". Of the clicks of published 3D models "auto" is OpenVINO on a CPU, where it is
+    installed; "graphs" is for them on a GPU of NVIDIA, both steps recorded as CUDA graphs, in bfloat16. With "plain" it
+    is torch, and the network can learn and be saved, as it cannot with the others.
 
     Raises:
         BadInput: the name is unknown, the model takes no prompts, or the device is not there.
@@ -82,8 +83,7 @@ def load_model(
     recipe = recipes[wanted]
     if recipe.weights is None or not recipe.weights.is_file():
         raise BadFile(f"the weights of {recipe.name} are missing from this installation: run `volsam doctor`")
-    if engine == "openvino":
-        raise no_engine(recipe.name)
+    require_torch(engine, recipe.name)
     return recipe.build(recipe.weights, choose_device(device))
 
 

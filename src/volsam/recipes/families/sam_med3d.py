@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from volsam.inference.fast import FastSegmenter
 from volsam.inference.openvino import OpenVinoSegmenter
 from volsam.inference.volumes import ClickModel
 from volsam.models.original_names import from_original
@@ -19,7 +20,7 @@ def attends_everywhere(described: Described) -> bool:
 
 def click_model(network: Any, name: str, device: str) -> ClickModel:
     """The network behind a session."""
-    assert isinstance(network, Segmenter | OpenVinoSegmenter)
+    assert isinstance(network, Segmenter | OpenVinoSegmenter | FastSegmenter)
     return ClickModel(network, name, device)
 
 
