@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import threading
 import zlib
 from collections.abc import Mapping
@@ -69,11 +71,10 @@ class Server:
         return self._opened("/session", json={"study": study, **more})
 
     def upload(self, path: str | Path, **more: Any) -> Session:
-        """Send a file in any format that volsam reads."""
+        """Send a file in any format that volsam reads, or a folder that holds one DICOM series."""
         path = Path(path)
-        return self._opened(
-            "/session/file", content=path.read_bytes(), params={"name": path.name, **more}, timeout=UPLOAD
-        )
+        name, content = (f"{path.name}.tar", _tar_of(path)) if path.is_dir() else (path.name, path.read_bytes())
+        return self._opened("/session/file", content=content, params={"name": name, **more}, timeout=UPLOAD)
 
     def send(self, values: NDArray[Any], affine: ArrayLike, name: str = "volume", **more: Any) -> Session:
         """Send an array (i, j, k) or (c, i, j, k); `affine` maps voxel indices to mm RAS+."""
@@ -193,3 +194,13 @@ def _refusal(answer: Answer) -> Refused:
     if answer.status_code == 503:
         return Full(detail, 503, code, float(answer.headers.get("Retry-After", 10)))
     return Refused(detail, answer.status_code, code)
+
+
+def _tar_of(folder: Path) -> bytes:
+    """The files of a folder, and of those in it, as one archive; hidden ones are left out."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", dereference=True) as archive:
+        for number, file in enumerate(files):
+            archive.add(file, f"{number:06d}_{file.name[-60:]}", recursive=False)
+    return packed.getvalue()

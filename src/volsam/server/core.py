@@ -27,6 +27,7 @@ from volsam.data.studies import LABELS, clean_name
 from volsam.errors import BadFile, BadInput
 from volsam.inference.session import Model
 from volsam.prompts import MaskHint
+from volsam.server.archives import ENDING, is_archive, unpack
 from volsam.server.conversation import Conversation, origin_of
 from volsam.server.device import Device
 from volsam.server.encodings import Encodings
@@ -163,13 +164,17 @@ class Core:
         name: str = "object",
         annotator: str | None = None,
     ) -> Conversation:
-        """Start a conversation about an uploaded file, which is moved to its session."""
+        """Start a conversation about an uploaded file, or a DICOM series in a tar archive, kept with the session."""
         identity = self.store.new()
         place = self.store.place(identity)
         try:
-            origin = Origin("file", clean_name(file_name), frame, channel)
             (place / "upload").mkdir()
-            shutil.move(upload, place / "upload" / origin.path)
+            if is_archive(upload):
+                origin = Origin("series", clean_name(file_name.removesuffix(ENDING)), frame, channel)
+                unpack(upload, place / "upload" / origin.path)
+            else:
+                origin = Origin("file", clean_name(file_name), frame, channel)
+                shutil.move(upload, place / "upload" / origin.path)
             volume, notes = self._read(origin, place)
             return self._start(lease, identity, volume, origin, model, name, annotator, notes)
         except BaseException:

@@ -36,8 +36,9 @@ NUMBERS = {"int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint
 class Origin:
     """Where the volume of a session came from, enough to read it again.
 
-    kind: "study" (path under the folder of studies), "file" or "array" (uploaded; in the folder of the session); root:
-    the folder of studies, since servers with several of them may keep their sessions in one place.
+    kind: "study" (path under the folder of studies), "file", "series" (of DICOM slices) or "array" (uploaded; in the
+    folder of the session); root: the folder of studies, since servers with several of them may keep their sessions in
+    one place.
     """
 
     kind: str
@@ -49,9 +50,10 @@ class Origin:
 
     @property
     def is_series(self) -> bool:
-        """Whether it is a DICOM series of the folder of studies, of which alone a DICOM-SEG can speak."""
+        """Whether it is a DICOM series, of which alone a DICOM-SEG can speak."""
         name = self.path.lower()
-        return self.kind == "study" and (name.endswith((".dcm", ".ima")) or not name.endswith(READABLE))
+        found = name.endswith((".dcm", ".ima")) or not name.endswith(READABLE)
+        return self.kind == "series" or (self.kind == "study" and found)
 
     def record(self) -> dict[str, Any]:
         """As plain data."""
@@ -127,7 +129,7 @@ def load(origin: Origin, studies: Path | None, folder: Path, linked: Sequence[st
     """Read the volume of a session, one channel of it, after a look at whether it fits."""
     if origin.kind == "array":
         return _stored_array(origin, folder)
-    path = study_path(studies, origin.path, linked) if origin.kind == "study" else folder / "upload" / origin.path
+    path = place_of(origin, studies, folder, linked)
     source = read_header(path)
     if origin.frame is None and source.frames > 1:
         raise Problem(
@@ -145,6 +147,11 @@ def load(origin: Origin, studies: Path | None, folder: Path, linked: Sequence[st
         log.warning("%s has %d channels; channel %d is looked at", path.name, volume.channels, origin.channel)
         data = data.copy()  # lets go of the others
     return volume.with_data(data)
+
+
+def place_of(origin: Origin, studies: Path | None, folder: Path, linked: Sequence[str] = ()) -> Path:
+    """The file or series of a session, which is no array; `folder` is that of the session."""
+    return study_path(studies, origin.path, linked) if origin.kind == "study" else folder / "upload" / origin.path
 
 
 def read_within_memory(path: Path, *, frame: int | None = None) -> Volume:

@@ -153,3 +153,22 @@ def test_the_page_is_as_light_as_the_browser_asks_until_a_person_chooses(viewer:
     viewer.page.reload()
     viewer.page.wait_for_selector("body[data-ready=true]")
     assert viewer.page.evaluate(theme) == other
+
+
+def test_the_slices_of_a_series_are_opened_together(viewer: Viewer, a_dicom_series: Path) -> None:
+    page = viewer.page
+    page.goto(viewer.address)
+    page.wait_for_selector("#start[open]")
+    page.set_input_files("#file", [str(path) for path in sorted(a_dicom_series.iterdir())])
+    page.wait_for_selector("body[data-ready=true]")
+    assert viewer.state("state.shape") == [12, 10, 6]
+    assert viewer.state("state.dicom") is True
+
+
+def test_a_folder_that_is_chosen_is_a_series_of_its_name(viewer: Viewer, a_dicom_series: Path) -> None:
+    page = viewer.page
+    page.goto(viewer.address)
+    page.wait_for_selector("#start[open]")
+    page.set_input_files("#folder", str(a_dicom_series))
+    page.wait_for_selector("body[data-ready=true]")
+    assert viewer.state("state.name") == "series"

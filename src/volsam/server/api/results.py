@@ -31,7 +31,7 @@ from volsam.server.measure import measured
 from volsam.server.ownership import window_of
 from volsam.server.problems import Problem
 from volsam.server.things import Thing
-from volsam.server.volumes import label_place, study_path
+from volsam.server.volumes import label_place, place_of
 
 Ending = Literal["nii.gz", "nii", "nrrd", "mha"]
 Numbers = Annotated[str | None, Query(pattern=r"^[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*$", description="Such as 1,2.")]
@@ -154,7 +154,7 @@ def series_of(core: Core, talk: Conversation) -> Path:
         raise Problem(
             409, "DICOM-SEG refers to the slices of a DICOM series, and this volume is none: take another format"
         )
-    return study_path(core.settings.studies, origin.path, core.settings.linked)
+    return place_of(origin, core.settings.studies, core.store.place(talk.identity), core.settings.linked)
 
 
 def _writer(

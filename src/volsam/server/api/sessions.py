@@ -24,7 +24,7 @@ from volsam.server.core import Core
 from volsam.server.device import Clock
 from volsam.server.store import UNFINISHED
 from volsam.server.uploads import ArrayBytes, into_file, upload_limit
-from volsam.server.volumes import array_plan, study_path, volume_of, warned
+from volsam.server.volumes import array_plan, place_of, volume_of, warned
 
 Frame = Annotated[int | None, Query(ge=0)]
 Channel = Annotated[int, Query(ge=0)]
@@ -201,12 +201,9 @@ def _head(meta: str) -> schemas.ArrayHead:
 def _original(core: Core, talk: Conversation) -> Path | None:
     """The file behind a session if a viewer can have it as it is: a gzipped NIfTI of one value in a voxel."""
     origin = talk.origin
-    if origin.kind == "array" or not origin.path.lower().endswith(".nii.gz"):
+    if origin.kind in ("array", "series") or not origin.path.lower().endswith(".nii.gz"):
         return None
-    if origin.kind == "study":
-        path = study_path(core.settings.studies, origin.path, core.settings.linked)
-    else:
-        path = core.store.place(talk.identity) / "upload" / origin.path
+    path = place_of(origin, core.settings.studies, core.store.place(talk.identity), core.settings.linked)
     header = read_header(path)
     with path.open("rb") as file:
         gzipped = file.read(2) == GZIP

@@ -1,5 +1,6 @@
 // The dialogs: opening a scan, saving masks, asking for a key or for a yes.
 
+import { archived, dropped } from "./archive.js";
 import { element } from "./panel.js";
 
 const NAME_PLACE = "volsam-annotator";
@@ -41,7 +42,10 @@ export class StartSheet {
     this.api = api;
     this.sheet = byId("start");
     this.asked = 0;
-    byId("file").addEventListener("change", ({ target }) => target.files[0] && this.#chosen({ file: target.files[0] }));
+    byId("file").addEventListener("change", ({ target }) => this.#takeFiles([...target.files]));
+    byId("folder").addEventListener("change", ({ target }) => {
+      this.#takeFiles([...target.files], target.files[0]?.webkitRelativePath.split("/")[0]);
+    });
     byId("annotator").value = annotator();
     byId("annotator").addEventListener("input", ({ target }) => localStorage.setItem(NAME_PLACE, target.value.trim()));
     byId("query").addEventListener("input", () => {
@@ -55,11 +59,11 @@ export class StartSheet {
         drop.classList.add("over");
       });
       place.addEventListener("dragleave", () => drop.classList.remove("over"));
-      place.addEventListener("drop", (event) => {
+      place.addEventListener("drop", async (event) => {
         event.preventDefault();
         drop.classList.remove("over");
-        const [file] = event.dataTransfer.files;
-        if (file) this.#chosen({ file });
+        const { files, folder } = await dropped(event.dataTransfer);
+        this.#takeFiles(files, folder);
       });
     }
     this.sheet.addEventListener("cancel", (event) => this.required && event.preventDefault());
@@ -76,8 +80,14 @@ export class StartSheet {
     this.#list();
   }
 
+  /** One file is opened as it is; several are the slices of a series. */
+  #takeFiles(all, folder) {
+    const files = all.filter(({ name }) => !name.startsWith("."));
+    if (files.length) this.#chosen({ file: files.length === 1 ? files[0] : archived(files, folder) });
+  }
+
   #chosen(choice) {
-    byId("file").value = "";
+    byId("file").value = byId("folder").value = "";
     if (this.sheet.open) this.sheet.close();
     this.onChoice?.(choice);
   }
