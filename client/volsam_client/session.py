@@ -28,7 +28,7 @@ class Doubt:
     bands: NDArray[np.uint8]
     low: tuple[int, int, int]
     high: tuple[int, int, int]
-    quality: float
+    quality: float | None
     spread: float
     next_click: Point | None
 

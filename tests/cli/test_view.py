@@ -184,7 +184,7 @@ def test_labels_are_opened_as_objects_to_correct(type_: Type, a_scan: Path, a_st
     core = a_stage.app.state.core
     talk = core.resume(core.claim(), identity)
     assert [thing.name for thing in talk.things] == ["liver", "label 3"]
-    assert np.array_equal(talk.whole(2), labels == 3)
+    assert np.array_equal(talk.whole(3), labels == 3)
     core.shut_down()
 
 

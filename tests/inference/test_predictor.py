@@ -152,8 +152,8 @@ def test_a_click_outside_after_a_box_does_not_leave_the_object_without_a_click_i
     first = a_predictor(PromptSet([box]))
     away = a_bowl.click("stone", positive=False)
     (signs, points), *_ = told(a_model, monkeypatch, lambda: a_predictor(PromptSet([box, away]), first))
-    assert signs == [False, True]
-    inside = first.roi.to_world(points[1])
+    assert signs == [True, False]
+    inside = first.roi.to_world(points[0])
     voxel = np.round(first.low_res_grid.to_voxels(inside)).astype(int)
     assert first.decoded.low_res[tuple(voxel)] > 0, "it lies in the mask so far"
     wrong = np.round(first.low_res_grid.to_voxels(a_bowl.at("stone"))).astype(int)

@@ -740,18 +740,62 @@ def test_a_starting_mask_is_corrected_by_clicks(a_session, a_bowl):
     assert np.array_equal(a_session.mask.data[0] > 0, mask)
 
 
-def test_of_a_starting_mask_the_model_cannot_tell_how_sure_it_is(a_session, a_bowl):
+def test_of_a_starting_mask_the_model_cannot_tell_how_good_it_is_but_where_it_would_differ(a_session, a_bowl):
     a_session.add(MaskHint(a_bowl.peach, a_bowl.grid))
     assert a_session.quality is None
-    assert "began with a mask that was given" in refusal(a_session.uncertainty)
+    doubt = a_session.uncertainty()
+    assert doubt.probability.max() > 0.5
     assert np.array_equal(a_session.probability.data, a_session.mask.data)
 
 
-def test_a_box_after_a_starting_mask_begins_anew(a_session, a_bowl):
-    a_session.add(MaskHint(a_bowl.peach, a_bowl.grid))
-    a_session.add(Box(a_bowl.at((24, 15, 7)), a_bowl.at((37, 29, 21))))
-    assert a_bowl.parts(a_session.mask) == {"berry"}
-    assert a_session.quality is not None
+def test_a_box_after_a_starting_mask_is_made_anew_and_the_rest_stays(a_session, a_bowl):
+    wrong = a_bowl.peach.copy()
+    wrong[26:30, 16:20, 10:14] = True
+    a_session.add(MaskHint(wrong, a_bowl.grid))
+    box = Box(a_bowl.at((24, 15, 7)), a_bowl.at((37, 29, 21)))
+    a_session.add(box)
+    mask = a_session.mask.data[0] > 0
+    inside = np.zeros(mask.shape, bool)
+    inside[24:38, 15:30, 7:22] = True
+    assert a_bowl.parts(a_session.mask) == {"flesh", "stone", "berry"}
+    assert np.array_equal(mask[~inside], wrong[~inside])
+    assert not (mask & inside & ~a_bowl.berry)[26:30, 16:20, 10:14].all()
+    a_session.add(a_bowl.click("stone", positive=False))
+    assert np.array_equal(a_session.mask.data[0][inside] > 0, mask[inside]), "the box is not answered again"
+
+
+def test_in_one_turn_a_mask_comes_first(a_session, a_bowl):
+    a_session.add_all(PromptSet([a_bowl.click("berry"), MaskHint(a_bowl.stone, a_bowl.grid)]))
+    assert a_bowl.parts(a_session.mask) == {"stone", "berry"}
+
+
+def test_clicks_before_a_mask_do_not_count_and_removing_the_mask_brings_them_back(a_session, a_bowl):
+    a_session.add(a_bowl.click("berry"))
+    before = a_session.mask.data[0].copy()
+    a_session.add(MaskHint(a_bowl.stone, a_bowl.grid))
+    a_session.add(a_bowl.click("stone"))
+    assert a_bowl.parts(a_session.mask) == {"stone"}
+    number = next(number for number, prompt in a_session.prompts if isinstance(prompt, MaskHint))
+    a_session.remove(number)
+    assert a_bowl.parts(a_session.mask) == {"stone", "berry"}
+    a_session.undo()
+    a_session.undo()
+    a_session.undo()
+    assert np.array_equal(a_session.mask.data[0], before)
+
+
+def test_a_corrected_mask_is_made_again_as_it_was(tmp_path, growing, a_bowl, monkeypatch):
+    monkeypatch.setattr("volsam.inference.session.KEPT_ANSWERS", 1)
+    session = Session(growing(), a_bowl.volume)
+    session.add(MaskHint(a_bowl.peach | a_bowl.berry, a_bowl.grid))
+    for prompt in (a_bowl.click("berry", positive=False), Box(a_bowl.at((24, 15, 7)), a_bowl.at((37, 29, 21)))):
+        session.add(prompt)
+    mask = session.mask.data[0].copy()
+    session.undo()
+    session.redo()
+    assert np.array_equal(session.mask.data[0], mask)
+    session.save(tmp_path / "session.json")
+    assert np.array_equal(Session.load(tmp_path / "session.json", growing(), a_bowl.volume).mask.data[0], mask)
 
 
 def test_a_starting_mask_may_come_on_a_grid_of_its_own(a_session, a_bowl, an_oblique_grid):
@@ -779,13 +823,12 @@ def test_an_empty_starting_mask_gives_an_empty_mask(a_session, a_bowl):
     assert a_bowl.parts(a_session.mask) == {"flesh"}
 
 
-def test_a_starting_mask_that_holds_nothing_of_the_volume_gives_an_empty_mask(a_session, a_bowl):
+def test_a_starting_mask_that_holds_nothing_of_the_volume_is_refused(a_session, a_bowl):
     long = Grid.at((40, 36, 132), 1.5, origin=(-20, 30, 5))
     mask = np.zeros(long.shape)
     mask[10:20, 10:20, 110:120] = 1
-    a_session.add(MaskHint(mask, long))
-    assert not a_session.mask.data.any()
-    assert not a_session.probability.data.any()
+    assert "holds no voxel of the scan" in refusal(a_session.add, MaskHint(mask, long))
+    assert not a_session.prompts
 
 
 # ---- Where to click next

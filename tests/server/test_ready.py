@@ -10,6 +10,8 @@ import pytest
 from volsam.data.io import read_volume, write_volume
 from volsam.server import ready
 
+from .conftest import decoded
+
 pytestmark = pytest.mark.slow
 
 FIRST, SECOND = (slice(10, 20), slice(10, 22), slice(8, 18)), (slice(28, 36), slice(20, 30), slice(12, 20))
@@ -36,53 +38,78 @@ def tagged(studies, a_small_ct, drawn):
 def test_each_value_is_an_object_and_stays_as_it_is(http, client, tagged, drawn):
     ana = client(http)
     state = ana.open(labels="auto")
-    assert [(one["id"], one["name"]) for one in state["objects"]] == [(1, "liver"), (2, "spleen")]
-    assert state["current"] == 1
+    assert [(one["id"], one["name"]) for one in state["objects"]] == [(2, "liver"), (5, "spleen")]
+    assert state["current"] == 2
     assert [one["voxels"] for one in state["objects"]] == [(drawn == 2).sum(), (drawn == 5).sum()]
     assert [one["quality"] for one in state["objects"]] == [None, None]
-    assert np.array_equal(ana.mask(1), drawn == 2)
-    assert np.array_equal(ana.mask(2), drawn == 5)
+    assert np.array_equal(ana.mask(2), drawn == 2)
+    assert np.array_equal(ana.mask(5), drawn == 5)
+    assert ana.ask("POST", "/session/objects", 201, json={})["id"] == 6
 
 
 def test_a_click_changes_what_it_means_and_nothing_else(http, client, tagged, drawn):
     ana = client(http)
     ana.open(labels="auto")
     ana.click((11, 11, 9), positive=False)
-    changed = ana.mask(1) != (drawn == 2)
+    changed = ana.mask(2) != (drawn == 2)
     assert changed[11, 11, 9]
-    assert changed.sum() < 0.5 * (drawn == 2).sum()
-    assert not (ana.mask(1) & (drawn != 2)).any()
-    assert np.array_equal(ana.mask(2), drawn == 5)
+    assert 8 < changed.sum() < 0.5 * (drawn == 2).sum()
+    assert not (ana.mask(2) & (drawn != 2)).any()
+    assert np.array_equal(ana.mask(5), drawn == 5)
     ana.ask("POST", "/session/undo", json={})
-    assert np.array_equal(ana.mask(1), drawn == 2)
+    assert np.array_equal(ana.mask(2), drawn == 2)
+
+
+def test_ready_masks_follow_the_rule_where_objects_meet(http, client, tagged, drawn):
+    ana = client(http)
+    ana.open(labels="auto")
+    ana.ask("PATCH", "/session", json={"policy": "keep"})
+    ana.ask("POST", "/session/objects", 201, json={"name": "new"})
+    ana.click((19, 14, 12))
+    assert np.array_equal(ana.mask(2), drawn == 2)
+    assert not (ana.mask(6) & (drawn == 2)).any()
 
 
 def test_corrected_labels_are_saved_and_gone_on_with(http, client, tagged, drawn, studies):
     ana = client(http)
     state = ana.open(labels="auto")
     ana.click((11, 11, 9), positive=False)
-    mended = ana.mask(1)
+    mended = ana.mask(2)
     ana.ask("POST", "/session/save", json={"tag": "final"})
     saved = read_volume(studies / "labels" / "final" / "ct.nii.gz").data[0]
-    assert np.array_equal(saved == 1, mended)
-    assert np.array_equal(saved == 2, drawn == 5)
+    assert np.array_equal(saved == 2, mended)
+    assert np.array_equal(saved == 5, drawn == 5)
     record = json.loads((studies / "labels" / "final" / "ct.json").read_text())
     assert [one["name"] for one in record["labels"]] == ["liver", "spleen"]
     bob = client(http)
     bob.resume(state["id"], take=True)
-    assert np.array_equal(bob.mask(1), mended)
+    assert np.array_equal(bob.mask(2), mended)
 
 
-def test_the_model_cannot_tell_how_sure_it_is_of_a_ready_mask(http, client, tagged):
+def test_of_a_ready_mask_doubt_is_told_and_no_quality(http, client, tagged):
     ana = client(http)
     ana.open(labels="auto")
-    told = ana.ask("GET", "/session/objects/1/uncertainty", 400)["detail"]
-    assert told.startswith("liver began with a mask that was given")
+    told = ana.ask("GET", "/session/objects/2/uncertainty")
+    assert told["quality"] is None
+    assert decoded(told["bands"]).any()
 
 
 def test_without_names_values_are_told(http, client, tagged):
     (tagged / "labels.json").unlink()
     assert [one["name"] for one in client(http).open(labels="auto")["objects"]] == ["label 2", "label 5"]
+    (tagged / "labels.json").write_text('{"label 5": 2}')
+    assert [one["name"] for one in client(http).open(labels="auto")["objects"]] == ["label 5", "label 5 (5)"]
+
+
+def test_only_labels_that_can_be_opened_are_offered(http, client, tagged, studies):
+    for place in ("final", "model v2"):
+        (studies / "labels" / place).mkdir()
+    (studies / "labels" / "final" / "ct.dcm").write_bytes(b"segments")
+    (tagged / "ct.nii.gz").rename(studies / "labels" / "model v2" / "ct.nii.gz")
+    write_volume(read_volume(studies / "ct.nii.gz"), tagged / "ct.nrrd")
+    (study,) = client(http).ask("GET", "/studies?query=ct.nii")["studies"]
+    assert study["labels"] == ["auto", "final", "model v2"]
+    assert study["ready"] == ["auto"]
 
 
 @pytest.mark.parametrize(

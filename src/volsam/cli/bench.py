@@ -95,8 +95,6 @@ def _settings(
         raise NotSupported(
             "--dtype int8 needs an engine with int8 networks, which this version has not: use fp32 or bf16"
         )
-    if engine == "graphs":
-        raise NotSupported("--engine graphs cannot be raced, since its answers are of bfloat16: take auto or torch")
     if dtype not in ("fp32", "bf16"):
         raise BadInput(f"--dtype is fp32, bf16 or int8, got {dtype!r}")
     if size is not None and size % 16:
@@ -109,6 +107,9 @@ def _settings(
             f"--against {against}: neither a folder nor a published network; there are: {', '.join(compared.present())}"
         )
     shape = _numbers(volume, "--volume", 3) if volume else None
+    chosen = choose_engine(engine, device)
+    if chosen == "graphs":
+        raise NotSupported("the engine graphs cannot be raced, since its answers are of bfloat16: take auto or torch")
     return Settings(
         device=choose_device(device),
         size=size,
@@ -116,7 +117,7 @@ def _settings(
         dtype="bf16" if dtype == "bf16" else "fp32",
         checkout=checkout,
         against=None if checkout or not against else compared.pair_of(against).name,
-        engine=choose_engine(engine, device),
+        engine=chosen,
         seed=seed,
     )
 

@@ -115,8 +115,13 @@ def versions(label: Path) -> list[Path]:
     return [file for file in label.parent.iterdir() if file != label and _is_label(file) and volume_name(file) == name]
 
 
+def is_label_name(name: str) -> bool:
+    """Whether a file of that name is a label, whose format volsam writes and reads."""
+    return name.lower().endswith(WRITABLE) and not name.startswith(".")
+
+
 def _is_label(file: Path) -> bool:
-    return file.name.lower().endswith(WRITABLE) and not file.name.startswith(".") and file.is_file()
+    return is_label_name(file.name) and file.is_file()
 
 
 def record_of(label: Path) -> Path:

@@ -12,6 +12,9 @@ from volsam.geometry import Grid, Shape
 from volsam.inference.log import PromptLog
 from volsam.inference.painting import Answer, Patch
 
+# For ready masks in the answers kept of one object.
+MOST_BYTES = 256 << 20
+
 Changed = tuple[Shape, Shape]
 """A box of voxels, its lowest corner and its highest (excluded)."""
 
@@ -42,9 +45,14 @@ class ObjectState:
         return self.answers.get(key)
 
     def keep(self, most: int) -> None:
-        """Drop the least recently used answers."""
+        """Drop the least recently used answers; of those with masks of their own as many as there is room for."""
         for key in list(self.answers)[:-most]:
             del self.answers[key]
+        room = MOST_BYTES
+        for key, answer in list(self.answers.items())[::-1]:
+            room -= 0 if answer is None or answer.ready is None else answer.ready.mask.nbytes
+            if room < 0 and len(self.answers) > 1 and key != next(reversed(self.answers)):
+                del self.answers[key]
 
     def show(self, patch: Patch) -> Changed | None:
         """Paint `patch` in place of the last one; returns the box that holds both."""

@@ -44,12 +44,13 @@ class Answer:
     the model expects the mask to be (Dice, 0 to 1).
 
     ready: of an object that began with a ready mask, that mask as clicks have changed it so far, which is then what is
-    painted; the rest is what the model was shown, or said, of it.
+    painted; the rest is what the model was shown, or said, of it. boxes: how many since then are in it.
     """
 
     roi: Grid
     decoded: Decoded
     ready: Patch | None = None
+    boxes: int = 0
 
     @property
     def quality(self) -> float | None:

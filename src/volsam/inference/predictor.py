@@ -40,13 +40,12 @@ class Predictor:
     def __call__(self, prompts: PromptSet, before: Answer | None = None) -> Answer | None:
         """The mask for all `prompts`, None if none is in the object; `before` is the answer without the newest one.
 
-        A mask that was given stays, but for what later clicks correct (`corrections`). A box after it begins anew.
+        A mask that was given stays, but for what later clicks correct, and for boxes, in which it is made anew
+        (`corrections`).
         """
         hint, prompts = prompts.ready()
-        if hint is not None and not any(isinstance(prompt, Box) for prompt in prompts):
+        if hint is not None:
             return self._corrected(hint, prompts, before)
-        if before is not None and before.ready is not None:
-            before = None
         if len(zoom.positive_points(prompts)) == 0 and zoom.spanning(prompts) is None:
             return None
         answer = self._first(prompts) if before is None else self._next(prompts, before)
@@ -73,19 +72,23 @@ class Predictor:
     def _corrected(self, hint: MaskHint, prompts: PromptSet, before: Answer | None) -> Answer:
         """The mask that was given, where the prompts since contradict it as the network has it then."""
         grid = self.volume.grid
-        ready, roi = (None, None) if before is None else (before.ready, before.roi)
-        ready = corrections.given(hint, grid) if ready is None else ready
+        ready, roi, done = (None, None, 0) if before is None else (before.ready, before.roi, before.boxes)
+        if ready is None:
+            ready, roi, done = corrections.given(hint, grid), None, 0
+        ready, boxes = corrections.boxed_anew(ready, prompts, done, self._first, grid)
         contradicted = corrections.contradicted(ready, prompts, grid)
-        shown = self._shown(ready, prompts, prompts.points()[contradicted], roi)
+        shown = replace(self._shown(ready, prompts, prompts.points()[contradicted], roi), boxes=boxes)
         if len(contradicted) == 0:
             return shown
-        found = self._look(shown.roi, prompts, shown)
-        return replace(found, ready=corrections.corrected(ready, unclicked(found, grid), prompts, grid))
+        found = self._look(shown.roi, PromptSet(prompt for prompt in prompts if not isinstance(prompt, Box)), shown)
+        mended = corrections.corrected(ready, unclicked(found, grid), prompts, grid)
+        return replace(found, ready=mended, boxes=boxes)
 
     def _shown(self, ready: Patch, prompts: PromptSet, newest: NDArray[np.float64], roi: Grid | None) -> Answer:
         """A ready mask as if it had been predicted: in the region at hand, if all of it is seen well there."""
         grid, edge = self.volume.grid, self.model.edge
-        seen = zoom.object_points(ready.mask, grid.crop(ready.low, ready.high))
+        window = grid.crop(ready.low, ready.high) if ready.mask.size else None
+        seen = None if window is None else zoom.object_points(ready.mask, window)
         around = np.concatenate([prompts.points(), grid.extent()]) if seen is None else np.concatenate([seen, newest])
         if self.model.spacing is None:
             wanted = zoom.fitting(grid, around, edge)
@@ -95,9 +98,11 @@ class Predictor:
                 wanted = self._around(newest)
         if roi is None or zoom.misfit(roi, wanted) or not zoom.covers(roi, newest):
             roi = wanted
-        values = ready.mask.astype(np.float32)
-        share = resample(values, grid.crop(ready.low, ready.high), roi.coarsened(self.model.step), mode="area")
-        low_res = ((np.asarray(share, dtype=np.float32) - 0.5) * 2 * READY_LOGIT).astype(np.float32)
+        coarse = roi.coarsened(self.model.step)
+        share = np.zeros(coarse.shape, np.float32)
+        if window is not None:
+            share = np.asarray(resample(ready.mask.astype(np.float32), window, coarse, mode="area"), dtype=np.float32)
+        low_res = ((share - 0.5) * 2 * READY_LOGIT).astype(np.float32)
         full = ((0, edge), (0, edge), (0, edge))
         return Answer(roi, Decoded(low_res, np.zeros((edge,) * 3, np.float32), full, 0.0), ready)
 
@@ -240,7 +245,8 @@ def _with_something_inside(prompts: PromptSet, before: Answer) -> PromptSet:
     if not known or len(prompts.points(positive=False)) == 0 or len(prompts.points(positive=True)):
         return prompts
     click = _click_within(before, prompts)
-    return prompts if click is None else PromptSet([*prompts, click])
+    # First, since a model that is fed its mask looks at the newest click alone.
+    return prompts if click is None else PromptSet([click, *prompts])
 
 
 def _click_within(answer: Answer, prompts: PromptSet) -> Click | None:

@@ -123,7 +123,8 @@ class Session:
         return self.add_all(PromptSet([prompt]))
 
     def add_all(self, prompts: PromptSet) -> Changed | None:
-        """Append several prompts and answer them together, once."""
+        """Append several prompts and answer them together, once; masks among them first, since they begin anew."""
+        prompts = PromptSet(sorted(prompts, key=lambda prompt: not isinstance(prompt, MaskHint)))
         for prompt in prompts:
             self.require(prompt)
         beside = self._beside(prompts)
@@ -219,22 +220,20 @@ class Session:
         return self.volume.with_data(values[None], f"{self.current}_probability")
 
     def uncertainty(self, size: int = 24, seed: int = 0) -> Uncertainty:
-        """How much the current mask depends on where was clicked: see `inference.uncertainty`."""
+        """How much the current mask depends on where was clicked: see `inference.uncertainty`.
+
+        Of a mask that was given it tells where the model, clicked at in that mask, would answer otherwise.
+        """
         answer = self._answer
         if answer is None:
             raise BadInput(f"{self.current} has no mask yet: add a click, box or scribble first")
-        if answer.ready is not None:
-            raise BadInput(
-                f"{self.current} began with a mask that was given, of which the model cannot tell how sure it is: "
-                "reset the object and click, or draw a box, to have the model's own"
-            )
         if not isinstance(self.predictor, Predictor):
             raise NotSupported(
                 f"{self.model.name} sees one slice at a time, uncertainty needs a 3D model: choose another with --model"
             )
         encoded = self.predictor.encoded(answer.roi)
-        active = self._now.log.active
-        return ensemble(self.predictor.model, encoded, answer, self._asked(active), size=size, seed=seed)
+        _, asked = self._asked(self._now.log.active).ready()
+        return ensemble(self.predictor.model, encoded, answer, asked, size=size, seed=seed)
 
     def next_click(self) -> Point | None:
         """Where a click would tell the model most, mm RAS+: the middle of the least certain region, in the volume."""
@@ -331,7 +330,10 @@ class Session:
     def _asked(self, active: Active) -> PromptSet:
         """What the model is shown: before the prompts, negative clicks in other objects as they stood at the last."""
         beside = self._now.log.beside(active[-1][0]) if active else ()
-        return PromptSet([*(Click(place, positive=False) for place in beside), *(prompt for _, prompt in active)])
+        prompts = [prompt for _, prompt in active]
+        masks = [place for place, prompt in enumerate(prompts, start=1) if isinstance(prompt, MaskHint)]
+        after = max(masks, default=0)  # what came before a mask does not count
+        return PromptSet([*prompts[:after], *(Click(place, positive=False) for place in beside), *prompts[after:]])
 
     @property
     def _answer(self) -> Answer | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from volsam.errors import BadInput
 from volsam.geometry import Grid, resample
 from volsam.inference import corrections
 from volsam.inference.model import FLAT, Decoded, Kind, Logits
-from volsam.inference.painting import OUTSIDE, Answer, Patch, unclicked
+from volsam.inference.painting import OUTSIDE, Answer, Patch
 from volsam.inference.volumes import dice_of_iou
 from volsam.models.features import Features, Prediction
 from volsam.models.mask_head import Candidates
@@ -206,20 +206,22 @@ class SlicePredictor:
     def __call__(self, prompts: PromptSet, before: Answer | None = None) -> Answer | None:
         """The mask for all prompts, None if none is in the object; `before` is the answer without the newest one.
 
-        A mask of several slices that was given stays, but for what later clicks correct in their own slices. One of a
-        single slice is followed to others as if it had been predicted. A box after it begins anew.
+        A mask of several slices that was given stays, but for what later clicks correct in their own slices, and for
+        boxes, in which it is made anew. One of a single slice is followed to others as if it had been predicted.
         """
         hint, prompts = prompts.ready()
-        boxed = any(isinstance(prompt, Box) for prompt in prompts)
-        masks: dict[int, SliceMask] = {}
-        if hint is not None and not boxed:
-            ready = corrections.given(hint, self.volume.grid)
-            if before is not None and before.ready is not None:
-                ready = before.ready
-            given = self._slices_of(ready)
-            if len(given) > 1 or (before is not None and before.ready is not None):
-                return self._corrected(ready, given, prompts)
-            masks = {index: self._as_answered(logits) for index, logits in given.items()}
+        if hint is None:
+            return self._anew(prompts, {})
+        if before is not None and before.ready is not None:
+            return self._corrected(before.ready, prompts, before.boxes)
+        ready = corrections.given(hint, self.volume.grid)
+        places = self._places_of(ready)
+        if len(places) > 1:
+            return self._corrected(ready, prompts, 0)
+        return self._anew(prompts, {places[0]: self._shown(ready, places[0])})
+
+    def _anew(self, prompts: PromptSet, masks: dict[int, SliceMask]) -> Answer | None:
+        """What prompts, and slices that are known, come to."""
         said, bounds = self._by_slice(prompts)
         for index, asked in said.items():
             if asked.positive:
@@ -257,36 +259,60 @@ class SlicePredictor:
             said[index] = SlicePrompts(asked.points[here, 1:], asked.labels[here], boxes.get(index))
         return said, (low, high)
 
-    def _corrected(self, ready: Patch, given: dict[int, Logits], prompts: PromptSet) -> Answer:
+    def _corrected(self, ready: Patch, prompts: PromptSet, done: int) -> Answer:
         """The mask that was given, corrected in the slices where prompts contradict it."""
         grid = self.volume.grid
+        ready, boxes = corrections.boxed_anew(ready, prompts, done, lambda asked: self._anew(asked, {}), grid)
         numbers = corrections.contradicted(ready, prompts, grid)
-        said, _ = self._by_slice(prompts)
+        said, _ = self._by_slice(PromptSet(prompt for prompt in prompts if not isinstance(prompt, Box)))
         asked = {round(place) for place in self.stack.to_voxels(prompts.points()[numbers])[:, 0]} & set(said)
-        masks = {index: SliceMask(logits, logits, 1.0) for index, logits in given.items()}
+        there = set(self._places_of(ready))
         for index in sorted(asked):
-            if index in given:
-                shown = self._as_answered(given[index])
-                told = _carried_on(shown.mask, said[index], "click" in self.model.takes)
-                told = SlicePrompts(told.points, told.labels)
-                masks[index] = self._decode(index, told, shown.low_res if self.model.style.feeds_mask else None)
-            elif said[index].positive:
-                masks[index] = self._decode(index, said[index])
-        if not masks:  # everything has been taken away
-            masks[0] = SliceMask(blank := np.full(self.stack.shape[1:], OUTSIDE, np.float32), blank, 1.0)
-        answer = self._answer(masks)
-        changed = corrections.corrected(ready, unclicked(answer, grid), prompts, grid) if asked else ready
-        return replace(answer, ready=changed)
+            found = self._mended(ready, index, said[index]) if index in there else None
+            if found is None and said[index].positive:
+                found = self._decode(index, said[index])
+            if found is not None:
+                answered = self._in_slice(ready, index, found)
+                ready = corrections.corrected(ready, answered, prompts, grid)
+        nothing = np.full((1, 1, 1), OUTSIDE, np.float32)
+        part = ((0, 1), (0, 1), (0, 1))
+        return Answer(self.stack.crop((0, 0, 0), (1, 1, 1)), Decoded(nothing, nothing, part, 0.0), ready, boxes)
 
-    def _slices_of(self, ready: Patch) -> dict[int, Logits]:
-        """A mask that was given, slice by slice, as logits (h w)."""
-        share = resample(ready.mask.astype(np.float32), self.volume.grid.crop(ready.low, ready.high), self.stack)
-        masks = np.asarray(share) > 0.5
-        held = np.flatnonzero(masks.any(axis=(1, 2)))
-        return {int(index): np.where(masks[index], 8.0, -8.0).astype(np.float32) for index in held}
+    def _mended(self, ready: Patch, index: int, said: SlicePrompts) -> SliceMask:
+        """A slice of a mask that was given as the model has it, shown the slice and what was said in it."""
+        shown = self._shown(ready, index)
+        told = _carried_on(shown.mask, said, "click" in self.model.takes)
+        told = SlicePrompts(told.points, told.labels)
+        return self._decode(index, told, shown.low_res if self.model.style.feeds_mask else None)
 
-    def _as_answered(self, logits: Logits) -> SliceMask:
+    def _in_slice(self, ready: Patch, index: int, found: SliceMask) -> Patch:
+        """A mask with one of its slices as it was found."""
+        grid, flat = self.volume.grid, self._slice(index)
+        low, high = grid.overlap(flat)
+        # 2 in the slice's voxels, 3 where it is marked, 0 beside it.
+        values = np.asarray(resample(2 + found.mask[None].astype(np.uint8), flat, grid.crop(low, high), mode="nearest"))
+        whole = corrections.union(ready, Patch(low, high, values == 3))
+        inside = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, whole.low, strict=True))
+        whole.mask[inside][values == 2] = False
+        return whole
+
+    def _slice(self, index: int) -> Grid:
+        return self.stack.crop((index, 0, 0), (index + 1, *self.stack.shape[1:]))
+
+    def _places_of(self, ready: Patch) -> list[int]:
+        """The slices that hold some of a mask."""
+        if not ready.mask.size:
+            return []
+        window = self.volume.grid.crop(ready.low, ready.high)
+        low, high = self.stack.overlap(window)
+        part = np.asarray(resample(ready.mask.astype(np.uint8), window, self.stack.crop(low, high), mode="nearest"))
+        return [low[0] + int(index) for index in np.flatnonzero(part.any(axis=(1, 2)))]
+
+    def _shown(self, ready: Patch, index: int) -> SliceMask:
         """A slice of a mask that was given, as if it had been predicted."""
+        window = self.volume.grid.crop(ready.low, ready.high)
+        mask = np.asarray(resample(ready.mask.astype(np.uint8), window, self._slice(index), mode="nearest"))[0] > 0
+        logits = np.where(mask, 8.0, -8.0).astype(np.float32)
         return SliceMask(logits, self._low_res(logits), 1.0)
 
     def _low_res(self, logits: Logits) -> Logits:
@@ -329,7 +355,7 @@ class SlicePredictor:
 
     def pixels(self, index: int) -> NDArray[np.float32]:
         """(h w): one slice of the volume's first channel, prepared for the model."""
-        flat = self.stack.crop((index, 0, 0), (index + 1, *self.stack.shape[1:]))
+        flat = self._slice(index)
         return self._prepare(np.asarray(resample(self.volume.data[0], self.volume.grid, flat))[0])
 
     def _follow(

@@ -16,11 +16,12 @@ from volsam.data.files import now
 from volsam.inference.objects import Changed, around
 from volsam.inference.session import Model, Session
 from volsam.inference.uncertainty import Uncertainty
-from volsam.prompts import MaskHint, Prompt, PromptSet
+from volsam.prompts import Prompt, PromptSet
 from volsam.server.device import Clock, Device
 from volsam.server.masks import Masks
 from volsam.server.ownership import Policy, window_of
 from volsam.server.problems import Problem
+from volsam.server.ready import Ready
 from volsam.server.store import Store
 from volsam.server.things import Thing, Things
 from volsam.server.volumes import Origin
@@ -244,13 +245,15 @@ class Conversation:
             outcome = self._act(thing, lambda: session.add_all(PromptSet(prompts)), clock)
             return replace(outcome, added=tuple(known for known, _ in session.prompts if known not in before))
 
-    def take_up(self, ready: Sequence[tuple[str, MaskHint]]) -> None:
-        """Ready masks by name as objects, to be corrected; the first one is the empty object that is there."""
+    def take_up(self, ready: Sequence[Ready]) -> None:
+        """Ready masks as objects, to be corrected, in place of the empty object that is there."""
         with self.held() as session:
-            for place, (name, mask) in enumerate(ready):
-                thing = self._things.new(self._things.unused(name)) if place else self.alter(self.current, name=name)
-                self._act(thing, partial(session.add, mask), None, save=False)
-            session.select(ready[0][0])
+            self._things.delete(self.current)
+            session.rename(session.current, ready[0].name)
+            for one in ready:
+                thing = self._things.new(one.name, number=one.value)
+                self._act(thing, partial(session.add, one.mask), None, save=False)
+            session.select(ready[0].name)
             self._save()
 
     def undo(self, number: int | None = None, clock: Clock | None = None) -> Outcome:

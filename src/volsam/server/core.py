@@ -26,7 +26,6 @@ from volsam.data.memory import give_back
 from volsam.data.studies import LABELS, clean_name
 from volsam.errors import BadFile, BadInput
 from volsam.inference.session import Model
-from volsam.prompts import MaskHint
 from volsam.server.archives import ENDING, is_archive, unpack
 from volsam.server.conversation import Conversation, origin_of
 from volsam.server.device import Device
@@ -34,7 +33,7 @@ from volsam.server.encodings import Encodings
 from volsam.server.leases import RETRY_AFTER, Lease, Leases
 from volsam.server.metrics import Metrics
 from volsam.server.problems import Problem
-from volsam.server.ready import label_path, objects_of
+from volsam.server.ready import Ready, label_path, objects_of
 from volsam.server.settings import Settings
 from volsam.server.shelf import Shelf
 from volsam.server.store import Store
@@ -143,7 +142,7 @@ class Core:
         """
         origin = self._study(study, frame, channel)
         volume, notes = self._read(origin, Path())
-        ready: list[tuple[str, MaskHint]] = []
+        ready: list[Ready] = []
         if isinstance(labels, Path):
             ready = objects_of(labels, volume.grid)
         elif labels is not None and self.settings.studies is not None:
@@ -325,7 +324,7 @@ class Core:
         name: str,
         annotator: str | None,
         notes: Sequence[str] = (),
-        ready: Sequence[tuple[str, MaskHint]] = (),
+        ready: Sequence[Ready] = (),
     ) -> Conversation:
         try:
             if not name.strip():

@@ -56,13 +56,14 @@ class Things:
         """The object of that name, which is there."""
         return next(thing for thing in self if thing.name == name)
 
-    def new(self, name: str, colour: str | None = None) -> Thing:
-        """One more, in a colour that its neighbours do not have."""
+    def new(self, name: str, colour: str | None = None, *, number: int | None = None) -> Thing:
+        """One more, in a colour that its neighbours do not have; `number` is one that nobody has had."""
         if len(self) >= MOST_OBJECTS:
             raise Problem(409, f"a session holds at most {MOST_OBJECTS} objects: delete some")
-        thing = Thing(self.following, name, colour or COLOURS[(self.following - 1) % len(COLOURS)])
+        number = self.following if number is None else number
+        thing = Thing(number, name, colour or COLOURS[(number - 1) % len(COLOURS)])
         self._by_number[thing.number] = thing
-        self.following += 1
+        self.following = max(self.following, number + 1)
         return thing
 
     def alter(self, number: int, **values: Any) -> Thing:

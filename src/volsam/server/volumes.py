@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from numpy.lib.format import open_memmap
 
 from volsam.data import memory
 from volsam.data.io import READABLE, read_header, read_volume, with_finite_values
-from volsam.data.studies import LABELS, clean_name, scans, stem
+from volsam.data.studies import LABELS, clean_name, is_label_name, scans, stem
 from volsam.errors import BadInput
 from volsam.geometry import Grid
 from volsam.server.problems import Problem
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 BESIDE = 256 << 20
 # Masks, and what is made of them on the way out, per voxel.
 MASKS = 2
+# What people may call a kind of labels.
+TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 NUMBERS = {"int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64"}
 
 
@@ -92,19 +95,20 @@ def all_studies(studies: Path) -> Iterator[dict[str, Any]]:
         place = studies / path
         try:
             size = {} if place.is_dir() else {"bytes": place.stat().st_size}
-            yield {"path": path, **size, "modified": when(place), "labels": tagged.get(stem(path), [])}
+            files = tagged.get(stem(path), {})
+            ready = [tag for tag, names in files.items() if TAG.fullmatch(tag) and any(map(is_label_name, names))]
+            yield {"path": path, **size, "modified": when(place), "labels": list(files), "ready": ready}
         except OSError:  # gone meanwhile
             continue
 
 
-def _tagged(studies: Path) -> dict[str, list[str]]:
-    """Tags of saved labels, by the study's path without its ending."""
-    found: dict[str, list[str]] = {}
+def _tagged(studies: Path) -> dict[str, dict[str, list[str]]]:
+    """Tags of saved labels with the names of their files, by the study's path without its ending."""
+    found: dict[str, dict[str, list[str]]] = {}
     for tag in sorted((studies / LABELS).glob("*/")):
         for file in sorted(tag.rglob("*")):
-            key = stem(file.relative_to(tag).as_posix())
-            if file.is_file() and file.suffix != ".json" and tag.name not in found.setdefault(key, []):
-                found[key].append(tag.name)
+            if file.is_file() and file.suffix != ".json":
+                found.setdefault(stem(file.relative_to(tag).as_posix()), {}).setdefault(tag.name, []).append(file.name)
     return found
 
 

@@ -12,13 +12,14 @@ from volsam.prompts import MaskHint, Prompt, from_record
 from volsam.server import wire
 from volsam.server.ownership import Policy
 from volsam.server.strokes import lasso
+from volsam.server.volumes import TAG
 
 Space = Literal["ras", "lps", "voxel"]
 FARTHEST = 1e6
 Number = Annotated[float, Field(ge=-FARTHEST, le=FARTHEST, allow_inf_nan=False)]
 Position = Annotated[list[Number], Field(min_length=3, max_length=3, description="x, y, z in mm, or i, j, k")]
 Voxel = Annotated[list[Annotated[int, Field(ge=0, le=1 << 20)]], Field(min_length=3, max_length=3)]
-Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+Tag = Annotated[str, Field(pattern=f"^{TAG.pattern}$")]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
 Colour = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 ObjectNumber = Annotated[int, Field(ge=1, le=1 << 31)]

@@ -121,6 +121,14 @@ export class Session extends EventTarget {
     });
   }
 
+  /** Say who works on it. */
+  signed(annotator) {
+    return this.#queue(async () => {
+      this.state = await this.#ask("PATCH", "session", { annotator });
+      this.#changed();
+    });
+  }
+
   async refreshPrompts() {
     const asked = ++this.asked; // of several questions on their way the last one counts
     this.listing++;

@@ -126,7 +126,7 @@ export class StartSheet {
     open.append(element("span", { textContent: study.path, title: study.path }), element("small", { textContent: size }));
     open.addEventListener("click", () => this.#chosen({ study: study.path }));
     const rows = [item(open)];
-    for (const tag of study.labels) {
+    for (const tag of study.ready) {
       const mend = element("button", { type: "button", className: "resume" });
       mend.append(element("span", { textContent: `Correct: labels/${tag}` }));
       mend.addEventListener("click", () => this.#chosen({ study: study.path, labels: tag }));

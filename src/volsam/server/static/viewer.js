@@ -68,6 +68,7 @@ async function open(choice) {
     const who = annotator() || undefined;
     if (choice.file) await session.upload(choice.file, byId("model").value, choice.frame, who);
     else await session.open(choice.study ? { ...choice, annotator: who } : choice);
+    if (who && session.state.annotator === null) await session.signed(who);
   } catch (error) {
     messages.progress();
     if (error.code === "key") return undefined;
@@ -88,7 +89,7 @@ async function open(choice) {
       return session.state ? undefined : start.show(open, { required: true });
     }
     if (session.state) return messages.error(error);
-    const missing = error.code === "not_found" && choice.study;
+    const missing = error.code === "not_found" && choice.study && !choice.labels;
     const trouble = missing ? `There is no scan ${choice.study} on this server: choose one below.` : error.message;
     return start.show(open, { required: true, trouble });
   }

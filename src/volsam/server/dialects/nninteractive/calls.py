@@ -102,7 +102,7 @@ def router(core: Core) -> APIRouter:
             "channel_mapping": CHANNELS,
             "num_interaction_channels": 7,
             "supports_initial_label": "mask" in kinds,
-            "supports_zero_shot_label_refinement": "mask" in kinds,
+            "supports_zero_shot_label_refinement": False,  # a label stays as it is but for what is clicked
             "preferred_scribble_thickness": [2, 2, 2],
             "interaction_decay": 0.9,
             "patch_size": [model.edge] * 3,
