@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from volsam.geometry import Grid
 from volsam.inference import corrections
 from volsam.inference.painting import Patch
-from volsam.prompts import Click, MaskHint, PromptSet, Scribble
+from volsam.prompts import Box, Click, MaskHint, PromptSet, Scribble
 
 GRID = Grid.at((30, 28, 26), (1.0, 1.5, 2.0))
 
@@ -94,6 +94,42 @@ def test_a_piece_larger_than_the_first_window_is_taken_whole():
     asked = PromptSet([Click((40.0, 40.0, 40.0))])
     found = corrections.corrected(nothing, Patch((0, 0, 0), grid.shape, piece), asked, grid)
     assert np.array_equal(found.within((0, 0, 0), grid.shape), piece)
+
+
+@pytest.mark.parametrize("away", [0, 20, 32, 35])
+def test_a_click_beside_the_middle_of_a_large_piece_changes_most_of_it(away):
+    grid = Grid.at((90, 90, 90))
+    places = np.moveaxis(np.indices(grid.shape), 0, -1)
+    distances = np.linalg.norm(places - 45, axis=-1)
+    piece = distances <= 40
+    nothing = Patch((45, 45, 45), (45, 45, 45), np.zeros((0, 0, 0), bool))
+    click = PromptSet([Click((45.0 + away, 45.0, 45.0))])
+    found = corrections.corrected(nothing, Patch((0, 0, 0), grid.shape, piece), click, grid)
+    wanted = piece & (np.linalg.norm(places - (45 + away, 45, 45), axis=-1) <= 1.5 * 40)
+    changed = found.within((0, 0, 0), grid.shape)
+    assert not (changed & ~piece).any()
+    assert (changed & wanted).sum() > 0.8 * wanted.sum()
+
+
+def test_in_a_box_the_mask_is_made_anew_and_elsewhere_it_stays():
+    box = Box(tuple(GRID.to_world((18, 4, 4))), tuple(GRID.to_world((28, 16, 16))))
+    elsewhere = ball((5, 22, 20), 3)
+    found = corrections.anew_within(whole(BODY | elsewhere), box, whole(LOBE), GRID).within((0, 0, 0), GRID.shape)
+    inside = np.zeros(GRID.shape, bool)
+    inside[18:29, 4:17, 4:17] = True
+    assert np.array_equal(found[inside], LOBE[inside])
+    assert np.array_equal(found[~inside], (BODY | elsewhere)[~inside])
+
+
+def test_a_flat_box_adds_what_is_found_in_other_slices():
+    box = Box(tuple(GRID.to_world((18, 4, 10))), tuple(GRID.to_world((28, 16, 10))))
+    found = corrections.anew_within(whole(BODY), box, whole(LOBE), GRID).within((0, 0, 0), GRID.shape)
+    column = np.zeros(GRID.shape, bool)
+    column[18:29, 4:17] = True
+    assert np.array_equal(found[18:29, 4:17, 10], LOBE[18:29, 4:17, 10])
+    rest = np.ones(GRID.shape, bool)
+    rest[:, :, 10] = False
+    assert np.array_equal(found[rest], (BODY | (LOBE & column))[rest])
 
 
 @given(st.integers(0, 2**32 - 1), st.booleans())

@@ -142,11 +142,13 @@ def test_a_ready_mask_is_fed_back(model: ClickModel, volume: Volume, monkeypatch
     session = Session(model, volume)
     session.add(MaskHint(mask, volume.grid))
     assert np.array_equal(session.mask.data[0] > 0, mask)
-    fed = []
-    decode = model.decode
+    fed, told = [], []
+    decode, draft = model.decode, model.network.draft
     monkeypatch.setattr(model, "decode", lambda *given: (fed.append(given[2]), decode(*given))[1])
+    monkeypatch.setattr(model.network, "draft", lambda *given: (told.append(given[1].labels), draft(*given))[1])
     session.add(Click(tuple(volume.grid.to_world((30, 25, 20))), positive=False))
     assert (fed[0] > 0).any()
+    assert told[0].tolist() == [[0]], "of several points it is told the user's, not the one that was put inside"
     assert session.quality is None, "the model knows only what clicks changed"
     assert not session.mask.data[0][30, 25, 20]
 
