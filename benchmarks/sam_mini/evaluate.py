@@ -26,7 +26,8 @@ from scipy import ndimage
 from volsam.data.dataset import read_dataset, read_image, read_label
 from volsam.evaluation.metrics import dice
 from volsam.geometry import resample
-from volsam.inference.slices import SliceModel, SlicePredictor, SlicePrompts
+from volsam.inference.slice_predictor import SlicePredictor
+from volsam.inference.slices import SliceModel, SlicePrompts
 from volsam.recipes.sam_mini import WEIGHTS, build
 from volsam.volume import Volume
 

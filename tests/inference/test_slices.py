@@ -13,17 +13,8 @@ from volsam.errors import BadInput, NotSupported
 from volsam.evaluation.metrics import dice
 from volsam.geometry import Grid, resample
 from volsam.inference.session import Session
-from volsam.inference.slices import (
-    MEDSAM,
-    SAM,
-    SAM_MED2D,
-    SliceMask,
-    SliceModel,
-    SlicePredictor,
-    SlicePrompts,
-    SliceStyle,
-    plane_of,
-)
+from volsam.inference.slice_predictor import SlicePredictor
+from volsam.inference.slices import MEDSAM, SAM, SAM_MED2D, SliceMask, SliceModel, SlicePrompts, SliceStyle, plane_of
 from volsam.models.segmenter import Segmenter
 from volsam.prompts import Box, Click, MaskHint, PromptSet
 from volsam.recipes.families.family import fill, load_families

@@ -14,7 +14,8 @@ from volsam.data.dataset import read_dataset, read_image, read_label
 from volsam.errors import BadFile, BadInput
 from volsam.evaluation.placement import box_around
 from volsam.inference.session import Session
-from volsam.inference.slices import SlicePredictor, SlicePrompts
+from volsam.inference.slice_predictor import SlicePredictor
+from volsam.inference.slices import SlicePrompts
 from volsam.models.segmenter import enlarge
 from volsam.prompts import Click
 from volsam.recipes.importing import load, load_automatic

@@ -61,7 +61,8 @@ def _named(datasets: Sequence[Dataset]) -> dict[str, Dataset]:
 def _vectors(model: Model, case: Case, values: Sequence[int], plane: str) -> Iterator[NDArray[np.float32]]:
     """Features of the region around what is labelled, or of slices through it; of all, where nothing is."""
     from volsam.inference.predictor import Predictor
-    from volsam.inference.slices import SliceModel, SlicePredictor
+    from volsam.inference.slice_predictor import SlicePredictor
+    from volsam.inference.slices import SliceModel
 
     volume = read_image(case)
     low, high = _span(case, volume, values)

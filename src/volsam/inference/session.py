@@ -21,7 +21,8 @@ from volsam.inference.objects import Changed, ObjectState
 from volsam.inference.painting import OUTSIDE, Answer, paint
 from volsam.inference.predictor import Predictor
 from volsam.inference.record import FORMAT, VERSION, fingerprint, read_record, require_same
-from volsam.inference.slices import SliceModel, SlicePredictor
+from volsam.inference.slice_predictor import SlicePredictor
+from volsam.inference.slices import SliceModel
 from volsam.inference.uncertainty import Uncertainty, ensemble
 from volsam.prompts import Click, MaskHint, Point, Prompt, PromptSet, positions, require_inside
 from volsam.volume import Volume
@@ -46,7 +47,7 @@ class Session:
     neighbours: what was clicked in other objects counts as outside the one that is worked on, if the model takes
     negative clicks. The clicks meant are kept in the log, so that a replay gives the same masks.
 
-    plane and follow are for models that see slices, see `inference.slices`: the plane they look at, and whether an
+    plane and follow are for models that see slices, see `inference.slice_predictor`: the plane they look at, and whether an
     object is followed from the slices that carry prompts to the others.
     """
 

@@ -9,7 +9,7 @@ from fastapi import Header
 from fastapi.responses import JSONResponse
 
 from volsam.inference.session import Session
-from volsam.inference.slices import SlicePredictor
+from volsam.inference.slice_predictor import SlicePredictor
 from volsam.server import wire
 from volsam.server.conversation import Conversation, Outcome
 from volsam.server.core import Core
