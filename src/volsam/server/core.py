@@ -163,12 +163,15 @@ class Core:
         name: str = "object",
         annotator: str | None = None,
     ) -> Conversation:
-        """Start a conversation about an uploaded file, or a DICOM series in a tar archive, kept with the session."""
+        """Start a conversation about an uploaded file, or a DICOM series: its folder, or a tar archive."""
         identity = self.store.new()
         place = self.store.place(identity)
         try:
             (place / "upload").mkdir()
-            if is_archive(upload):
+            if upload.is_dir():
+                origin = Origin("series", clean_name(file_name), frame, channel)
+                shutil.move(upload, place / "upload" / origin.path)
+            elif is_archive(upload):
                 origin = Origin("series", clean_name(file_name.removesuffix(ENDING)), frame, channel)
                 unpack(upload, place / "upload" / origin.path)
             else:
