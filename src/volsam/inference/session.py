@@ -47,8 +47,8 @@ class Session:
     neighbours: what was clicked in other objects counts as outside the one that is worked on, if the model takes
     negative clicks. The clicks meant are kept in the log, so that a replay gives the same masks.
 
-    plane and follow are for models that see slices, see `inference.slice_predictor`: the plane they look at, and whether an
-    object is followed from the slices that carry prompts to the others.
+    plane and follow are for models that see slices, see `inference.slice_predictor`: the plane they look at, and
+    whether an object is followed from the slices that carry prompts to the others.
     """
 
     def __init__(
