@@ -49,9 +49,10 @@ class ObjectState:
         for key in list(self.answers)[:-most]:
             del self.answers[key]
         room = MOST_BYTES
+        newest = next(reversed(self.answers), None)
         for key, answer in list(self.answers.items())[::-1]:
             room -= 0 if answer is None or answer.ready is None else answer.ready.mask.nbytes
-            if room < 0 and len(self.answers) > 1 and key != next(reversed(self.answers)):
+            if room < 0 and key != newest:
                 del self.answers[key]
 
     def show(self, patch: Patch) -> Changed | None:
